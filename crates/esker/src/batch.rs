@@ -1,0 +1,169 @@
+//! A set of writes across partitions, and its way into the journal.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::Durability;
+use crate::error::{Error, Result};
+use crate::journal::items::{self, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::journal::writer::Outgoing;
+use crate::keyspace::Keyspace;
+use crate::partition::{Partition, PartitionCore};
+use crate::tree::Slice;
+
+/// One change, as the memtables take it. No value: a removal.
+pub(crate) struct Change {
+    pub(crate) core: Arc<PartitionCore>,
+    pub(crate) key: Slice,
+    pub(crate) value: Option<Slice>,
+}
+
+/// Several changes that happen together or not at all, across partitions, in memory and after a
+/// crash. Later changes of a key win over earlier ones.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let keyspace = esker::Keyspace::open(dir.path().join("db"))?;
+/// let users = keyspace.partition("users", Default::default())?;
+/// let names = keyspace.partition("names", Default::default())?;
+/// let mut batch = keyspace.batch();
+/// batch.insert(&users, "7", "Ada");
+/// batch.insert(&names, "Ada", "7");
+/// batch.durability(esker::Durability::SyncData);
+/// batch.commit()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a batch does nothing until it is committed"]
+pub struct Batch {
+    keyspace: Keyspace,
+    changes: Vec<Change>,
+    durability: Option<Durability>,
+    /// The first change that could not be accepted; `commit` returns it.
+    refused: Option<Error>,
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("len", &self.changes.len()).finish_non_exhaustive()
+    }
+}
+
+impl Batch {
+    pub(crate) fn new(keyspace: Keyspace) -> Self {
+        Self { keyspace, changes: Vec::new(), durability: None, refused: None }
+    }
+
+    /// Sets `key` to `value` in `partition`. What is wrong with them is reported by
+    /// [`Batch::commit`].
+    pub fn insert(
+        &mut self,
+        partition: &Partition,
+        key: impl Into<Slice>,
+        value: impl Into<Slice>,
+    ) -> &mut Self {
+        self.change(partition, key.into(), Some(value.into()))
+    }
+
+    /// Removes `key` from `partition`; it need not exist.
+    pub fn remove(&mut self, partition: &Partition, key: impl Into<Slice>) -> &mut Self {
+        self.change(partition, key.into(), None)
+    }
+
+    fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> &mut Self {
+        let checked = self
+            .keyspace
+            .shared()
+            .check_keyspace(partition)
+            .and_then(|()| partition.core.check_alive())
+            .and_then(|()| check_key(&key))
+            .and_then(|()| value.as_deref().map_or(Ok(()), check_value));
+        match checked {
+            Ok(()) => {
+                self.changes.push(Change { core: Arc::clone(&partition.core), key, value });
+            }
+            Err(error) => _ = self.refused.get_or_insert(error),
+        }
+        self
+    }
+
+    /// How durable the batch is when [`Batch::commit`] returns; the keyspace's default otherwise.
+    pub fn durability(&mut self, durability: Durability) -> &mut Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// The number of changes.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Whether there is no change.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Commits every change under one sequence number, which is returned. Readers see all of them
+    /// from then on. An empty batch commits nothing and returns the newest visible number.
+    ///
+    /// # Errors
+    ///
+    /// The first bad key or value, or a partition that was dropped: nothing was written.
+    /// [`ErrorKind::Retry`](crate::ErrorKind::Retry): no space, nothing was written.
+    /// [`Error::Poisoned`]: the disk failed; whether the batch survives is known after reopening.
+    pub fn commit(self) -> Result<u64> {
+        let shared = self.keyspace.open_shared()?;
+        shared.check_writable()?;
+        if let Some(refused) = self.refused {
+            return Err(refused);
+        }
+        if self.changes.is_empty() {
+            return Ok(shared.views.visible());
+        }
+        shared.throttle()?;
+        let durability = self.durability.unwrap_or(shared.config.durability);
+        let outgoing = encode(&self.changes)?;
+        shared
+            .committer
+            .commit(outgoing, self.changes, durability)
+            .inspect(|_| shared.after_commit())
+    }
+}
+
+/// The frame of a batch, encoded and hashed before any lock is taken.
+fn encode(changes: &[Change]) -> Result<Outgoing> {
+    let count = u32::try_from(changes.len()).map_err(|_| {
+        Error::InvalidInput(format!("a batch of {} changes; at most 4294967295", changes.len()))
+    })?;
+    let mut buffer = Outgoing::begin();
+    let mut partitions = Vec::with_capacity(1);
+    for Change { core, key, value } in changes {
+        match value {
+            Some(value) => items::put(&mut buffer, core.id, key, value),
+            None => items::delete(&mut buffer, core.id, key),
+        }
+        if partitions.last() != Some(&core.id) && !partitions.contains(&core.id) {
+            partitions.push(core.id);
+        }
+    }
+    Ok(Outgoing::new(buffer, count, partitions))
+}
+
+fn check_key(key: &[u8]) -> Result<()> {
+    match key.len() {
+        0 => Err(Error::InvalidInput("the key is empty; keys have 1 to 65535 bytes".into())),
+        len if len > KEY_LEN_MAX => Err(Error::InvalidInput(format!(
+            "the key is {len} bytes long; keys have 1 to {KEY_LEN_MAX} bytes"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_value(value: &[u8]) -> Result<()> {
+    if value.len() > VALUE_LEN_MAX {
+        let len = value.len();
+        return Err(Error::InvalidInput(format!(
+            "the value is {len} bytes long; values have at most {VALUE_LEN_MAX} bytes"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! How a keyspace is opened.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::keyspace::Keyspace;
+
+/// When a commit counts as done.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// Handed to the operating system: survives the death of the process, not of the machine.
+    #[default]
+    Buffer,
+    /// `fdatasync`ed: survives power loss.
+    SyncData,
+    /// `fsync`ed: survives power loss, file metadata (times) included.
+    SyncAll,
+}
+
+/// How far [`Keyspace::persist`] goes.
+pub type PersistMode = Durability;
+
+/// Settings of an open keyspace. None of them is stored: each open chooses its own.
+///
+/// ```no_run
+/// use esker::{Config, Durability};
+/// let keyspace = Config::new("data")
+///     .cache_bytes(256 << 20)
+///     .durability(Durability::SyncData)
+///     .open()?;
+/// # Ok::<(), esker::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) cache_bytes: u64,
+    pub(crate) write_buffer_bytes_max: u64,
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) journal_segment_bytes: u64,
+    pub(crate) memtable_bytes: u64,
+    pub(crate) worker_threads: usize,
+    pub(crate) durability: Durability,
+    pub(crate) read_only: bool,
+    pub(crate) create_if_missing: bool,
+}
+
+const JOURNAL_SEGMENT_BYTES_MIN: u64 = 4 << 10;
+const MEMTABLE_BYTES_MIN: u64 = 1 << 10;
+
+impl Config {
+    /// Settings for the keyspace in the directory `path`, which is created when missing.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            path: path.as_ref().to_path_buf(),
+            cache_bytes: 64 << 20,
+            write_buffer_bytes_max: 192 << 20,
+            journal_bytes_max: 512 << 20,
+            journal_segment_bytes: 64 << 20,
+            memtable_bytes: 64 << 20,
+            worker_threads: cpus.clamp(2, 4),
+            durability: Durability::Buffer,
+            read_only: false,
+            create_if_missing: true,
+        }
+    }
+
+    /// Memory for cached blocks of all partitions, in bytes; default 64 MiB.
+    pub fn cache_bytes(mut self, bytes: u64) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Memory for entries that are not in tables yet, all partitions together, in bytes; default
+    /// 192 MiB. Writers wait rather than exceed it.
+    pub fn write_buffer_bytes_max(mut self, bytes: u64) -> Self {
+        self.write_buffer_bytes_max = bytes;
+        self
+    }
+
+    /// How large the journal may grow on disk before partitions that keep old segments alive are
+    /// flushed, in bytes; default 512 MiB. Writers wait at twice as much.
+    pub fn journal_bytes_max(mut self, bytes: u64) -> Self {
+        self.journal_bytes_max = bytes;
+        self
+    }
+
+    /// Size of one journal segment, in bytes; default 64 MiB. Preallocated.
+    pub fn journal_segment_bytes(mut self, bytes: u64) -> Self {
+        self.journal_segment_bytes = bytes;
+        self
+    }
+
+    /// A partition's memtable is written to a table beyond this size, in bytes; default 64 MiB.
+    pub fn memtable_bytes(mut self, bytes: u64) -> Self {
+        self.memtable_bytes = bytes;
+        self
+    }
+
+    /// Threads for flush and compaction; default the number of processors, 2 to 4.
+    pub fn worker_threads(mut self, threads: usize) -> Self {
+        self.worker_threads = threads;
+        self
+    }
+
+    /// When a commit counts as done, unless the batch says otherwise; default
+    /// [`Durability::Buffer`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Opens without changing anything on disk, the journal's last commits included: works on a
+    /// private view (links and copies in a temporary directory). Other readers may do the same at
+    /// the same time; a writer may not.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Whether a missing or empty directory becomes a new keyspace; default true.
+    pub fn create_if_missing(mut self, create: bool) -> Self {
+        self.create_if_missing = create;
+        self
+    }
+
+    /// Opens the keyspace, recovering what an earlier crash left in its journal.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] when it is open elsewhere; [`Error::NotAKeyspace`] when the directory
+    /// holds something else; [`Error::Corrupt`] with the file and offset when what is on disk is
+    /// not what was written: nothing is changed then.
+    pub fn open(self) -> Result<Keyspace> {
+        self.validate()?;
+        Keyspace::open_with(self)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let complain = |what: &str| Err(Error::InvalidInput(what.to_owned()));
+        if self.worker_threads == 0 {
+            return complain("worker_threads must be at least 1");
+        }
+        if self.journal_segment_bytes < JOURNAL_SEGMENT_BYTES_MIN {
+            return complain("journal_segment_bytes must be at least 4096");
+        }
+        if self.memtable_bytes < MEMTABLE_BYTES_MIN {
+            return complain("memtable_bytes must be at least 1024");
+        }
+        if self.write_buffer_bytes_max < self.memtable_bytes {
+            return complain("write_buffer_bytes_max must be at least memtable_bytes");
+        }
+        if self.journal_bytes_max < self.journal_segment_bytes {
+            return complain("journal_bytes_max must be at least journal_segment_bytes");
+        }
+        Ok(())
+    }
+}

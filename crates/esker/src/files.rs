@@ -1,0 +1,441 @@
+//! Every local file name, and the few file operations whose order matters.
+//!
+//! What must stay true: no other module spells a file name; a name becomes visible only after its
+//! bytes are synced (`replace`), and is durable only after its directory is synced (`sync_dir`);
+//! `place` shares an inode only between names that nobody writes to.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use crate::error::{Error, IoContext, Result};
+
+pub(crate) const LOCK: &str = "LOCK";
+pub(crate) const CATALOG: &str = "CATALOG";
+pub(crate) const CHECKPOINT: &str = "CHECKPOINT";
+pub(crate) const JOURNAL: &str = "journal";
+pub(crate) const PARTITIONS: &str = "partitions";
+pub(crate) const STAGING: &str = "staging";
+/// Directories and files inside one tree's directory; the names are lsm-tree's.
+pub(crate) const TABLES: &str = "tables";
+pub(crate) const BLOBS: &str = "blobs";
+pub(crate) const CURRENT: &str = "current";
+const TEMPORARY_SUFFIX: &str = "tmp";
+const SEGMENT_SUFFIX: &str = ".jnl";
+const SEGMENT_DIGITS: usize = 20;
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+pub(crate) fn lock(root: &Path) -> PathBuf {
+    root.join(LOCK)
+}
+pub(crate) fn catalog(root: &Path) -> PathBuf {
+    root.join(CATALOG)
+}
+pub(crate) fn checkpoint(root: &Path) -> PathBuf {
+    root.join(CHECKPOINT)
+}
+pub(crate) fn journal(root: &Path) -> PathBuf {
+    root.join(JOURNAL)
+}
+pub(crate) fn partitions(root: &Path) -> PathBuf {
+    root.join(PARTITIONS)
+}
+pub(crate) fn staging(root: &Path) -> PathBuf {
+    root.join(STAGING)
+}
+pub(crate) fn tree(root: &Path, id: u64) -> PathBuf {
+    partitions(root).join(id.to_string())
+}
+pub(crate) fn tables(tree: &Path) -> PathBuf {
+    tree.join(TABLES)
+}
+pub(crate) fn table(tree: &Path, id: u64) -> PathBuf {
+    tables(tree).join(id.to_string())
+}
+pub(crate) fn blobs(tree: &Path) -> PathBuf {
+    tree.join(BLOBS)
+}
+pub(crate) fn blob(tree: &Path, id: u64) -> PathBuf {
+    blobs(tree).join(id.to_string())
+}
+pub(crate) fn current(tree: &Path) -> PathBuf {
+    tree.join(CURRENT)
+}
+pub(crate) fn version(tree: &Path, id: u64) -> PathBuf {
+    tree.join(format!("v{id}"))
+}
+
+/// `journal/00000000000000000042.jnl`
+pub(crate) fn segment(root: &Path, id: u64) -> PathBuf {
+    journal(root).join(format!("{id:0width$}{SEGMENT_SUFFIX}", width = SEGMENT_DIGITS))
+}
+
+/// The id in a segment's file name; `None` for any other name.
+pub(crate) fn parse_segment(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SEGMENT_SUFFIX)?;
+    let canonical = digits.len() == SEGMENT_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
+    canonical.then(|| digits.parse().ok()).flatten()
+}
+
+/// The id in a tree's directory name or a table's file name.
+pub(crate) fn parse_id(name: &str) -> Option<u64> {
+    let id: u64 = name.parse().ok()?;
+    (id.to_string() == name).then_some(id)
+}
+
+/// The hidden directory in which a checkpoint or copy for `target` is built, beside it.
+pub(crate) fn unfinished(target: &Path, tag: u64) -> Result<PathBuf> {
+    let name = target.file_name().ok_or_else(|| {
+        Error::InvalidInput(format!("{} does not name a directory to create", target.display()))
+    })?;
+    Ok(parent(target).join(format!(".{}.esker-{tag:016x}", name.to_string_lossy())))
+}
+
+/// The directory that holds `path`; `.` for a bare name.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes one directory, private to its owner. It may exist.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.at("create the directory", path),
+    }
+}
+
+/// Makes a directory that must not exist yet.
+pub(crate) fn create_new_dir(path: &Path) -> Result<()> {
+    DirBuilder::new().mode(DIRECTORY_MODE).create(path).at("create the directory", path)
+}
+
+/// Makes a directory and its missing parents, each durable in the one above it.
+pub(crate) fn create_dir_all_durably(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_dir_all_durably(parent(path))?;
+    create_dir(path)?;
+    sync_dir(parent(path))
+}
+
+/// Makes what the directory names durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).at("sync the directory", path)
+}
+
+/// Makes everything written to the filesystem that holds `dir` durable with one call.
+pub(crate) fn sync_filesystem(dir: &Path) -> Result<()> {
+    let handle = File::open(dir).at("open", dir)?;
+    #[cfg(target_os = "linux")]
+    return rustix::fs::syncfs(&handle).at("sync the filesystem of", dir);
+    #[cfg(not(target_os = "linux"))]
+    return handle.sync_all().at("sync the filesystem of", dir);
+}
+
+/// Creates a file that must not exist, without syncing it.
+pub(crate) fn create_file(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(path)
+        .at("create", path)
+}
+
+/// Writes a new file; the caller syncs it.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File> {
+    let mut file = create_file(path)?;
+    file.write_all(bytes).at("write", path)?;
+    Ok(file)
+}
+
+/// Replaces a file atomically and durably: write, sync, rename, sync the directory.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(TEMPORARY_SUFFIX);
+    remove_if_present(&temporary)?;
+    let written = write_new(&temporary, bytes)
+        .and_then(|file| file.sync_all().at("sync", &temporary))
+        .and_then(|()| fs::rename(&temporary, path).at("rename", &temporary));
+    if let Err(error) = written {
+        // The old file is untouched; a leftover is removed by the next replacement at the latest.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_dir(parent(path))
+}
+
+/// Whether `name` is the leftover of an interrupted [`replace`].
+pub(crate) fn is_temporary(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e == TEMPORARY_SUFFIX)
+}
+
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).at("read", path)
+}
+
+pub(crate) fn remove_if_present(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", path),
+    }
+}
+
+pub(crate) fn remove_dir_if_present(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove the directory", path),
+    }
+}
+
+/// The names in a directory, sorted, so that everything derived from them is repeatable.
+/// A missing directory has none.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.at("list", dir)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.at("list", dir)?.file_name();
+        names.push(name.to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Renames a finished directory to its name, which must not exist, and makes that durable.
+pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
+    let here = rustix::fs::CWD;
+    match rustix::fs::renameat_with(here, unfinished, here, target, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(Errno::EXIST | Errno::NOTEMPTY) => {
+            return Err(Error::TargetExists { path: target.to_path_buf() });
+        }
+        // Filesystems without the flag: a directory rename never replaces a non-empty directory.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if target.symlink_metadata().is_ok() {
+                return Err(Error::TargetExists { path: target.to_path_buf() });
+            }
+            fs::rename(unfinished, target).at("rename", unfinished)?;
+        }
+        Err(errno) => return Err(Error::io("rename", unfinished, errno.into())),
+    }
+    sync_dir(parent(target))
+}
+
+/// The device a path lies on: equal devices mean that hard links can work.
+pub(crate) fn device(path: &Path) -> Result<u64> {
+    Ok(fs::metadata(path).at("inspect", path)?.dev())
+}
+
+/// How a file reached its new name.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Placed {
+    /// The same inode under a second name.
+    Linked,
+    /// A new inode that shares extents.
+    Reflinked,
+    /// New bytes.
+    Copied,
+}
+
+/// Which rungs of the ladder may be used.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Transfer {
+    /// Hard link, else reflink, else copy: per file, whatever the filesystems allow.
+    #[default]
+    Auto,
+    /// Copy every byte, so that source and target share nothing, not even a disk sector.
+    Copy,
+}
+
+/// Gives an immutable file a second name. Links need no sync of their own bytes; what was
+/// reflinked or copied must be synced by the caller.
+pub(crate) fn place(source: &Path, target: &Path, transfer: Transfer) -> Result<Placed> {
+    if transfer == Transfer::Copy {
+        return copy(source, target).map(|()| Placed::Copied);
+    }
+    match fs::hard_link(source, target) {
+        Ok(()) => return Ok(Placed::Linked),
+        Err(e) if link_may_not_work_here(&e) => {}
+        Err(e) => return Err(Error::io("link", source, e)),
+    }
+    duplicate(source, target)
+}
+
+/// Gives a mutable file's bytes a second name: never a link.
+pub(crate) fn duplicate(source: &Path, target: &Path) -> Result<Placed> {
+    if reflink(source, target)? {
+        return Ok(Placed::Reflinked);
+    }
+    copy(source, target).map(|()| Placed::Copied)
+}
+
+/// Another device, too many links, or a filesystem (or a mount of it) without links.
+fn link_may_not_work_here(error: &io::Error) -> bool {
+    const TRY_THE_NEXT_RUNG: [Errno; 6] =
+        [Errno::XDEV, Errno::MLINK, Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::ACCESS];
+    error.raw_os_error().is_some_and(|c| TRY_THE_NEXT_RUNG.iter().any(|e| e.raw_os_error() == c))
+}
+
+#[cfg(target_os = "linux")]
+fn reflink(source: &Path, target: &Path) -> Result<bool> {
+    let from = File::open(source).at("open", source)?;
+    let to = create_file(target)?;
+    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
+        return Ok(true);
+    }
+    // Not this filesystem, not these two, or not now: the next rung decides what the error is.
+    drop(to);
+    fs::remove_file(target).at("remove", target)?;
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reflink(_source: &Path, _target: &Path) -> Result<bool> {
+    Ok(false)
+}
+
+fn copy(source: &Path, target: &Path) -> Result<()> {
+    let mut from = File::open(source).at("open", source)?;
+    let mut to = create_file(target)?;
+    io::copy(&mut from, &mut to).at("copy", target)?;
+    Ok(())
+}
+
+/// Who may have the keyspace open at the same time.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Exclusive,
+    Shared,
+}
+
+/// The lock of a keyspace, held while this lives.
+///
+/// Both the LOCK file and the directory itself are locked: someone who removes the LOCK file of an
+/// open keyspace does not thereby get a second open.
+#[derive(Debug)]
+pub(crate) struct KeyspaceLock {
+    _directory: File,
+    _file: Option<File>,
+}
+
+impl KeyspaceLock {
+    /// Locks, or says at once that somebody else does.
+    pub(crate) fn acquire(root: &Path, access: Access) -> Result<Self> {
+        let directory = File::open(root).at("open", root)?;
+        flock(&directory, access, root)?;
+        let path = lock(root);
+        let file = match access {
+            Access::Exclusive => Some(
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(FILE_MODE)
+                    .open(&path)
+                    .at("open", &path)?,
+            ),
+            // A reader changes nothing, so it does not create the file either.
+            Access::Shared => File::open(&path).ok(),
+        };
+        if let Some(file) = &file {
+            flock(file, access, root)?;
+        }
+        Ok(Self { _directory: directory, _file: file })
+    }
+
+    /// Locks the directory alone, exclusively, without creating anything in it.
+    pub(crate) fn acquire_untouched(root: &Path) -> Result<Self> {
+        let directory = File::open(root).at("open", root)?;
+        flock(&directory, Access::Exclusive, root)?;
+        let file = File::open(lock(root)).ok();
+        if let Some(file) = &file {
+            flock(file, Access::Exclusive, root)?;
+        }
+        Ok(Self { _directory: directory, _file: file })
+    }
+}
+
+fn flock(file: &File, access: Access, root: &Path) -> Result<()> {
+    let operation = match access {
+        Access::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        Access::Shared => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(Error::Locked { path: root.to_path_buf() }),
+        // Some network filesystems cannot lock a directory; the LOCK file still is.
+        Err(Errno::BADF | Errno::OPNOTSUPP | Errno::INVAL) if is_dir(file) => Ok(()),
+        Err(errno) => Err(Error::io("lock", root, errno.into())),
+    }
+}
+
+fn is_dir(file: &File) -> bool {
+    file.metadata().is_ok_and(|m| m.is_dir())
+}
+
+/// A number nobody else draws: for names of unfinished directories, uuids and timelines.
+pub(crate) fn random_u128() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    // Each RandomState is keyed by the operating system's generator (advanced for the later ones of
+    // a thread); time and process keep apart what a cloned machine would draw alike.
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_nanos());
+    let half =
+        || RandomState::new().hash_one((now, std::process::id(), std::thread::current().id()));
+    (u128::from(half()) << 64) | u128::from(half())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_names_round_trip_and_nothing_else_parses() {
+        for id in [0, 1, 42, u64::MAX] {
+            let path = segment(Path::new("k"), id);
+            assert_eq!(parse_segment(path.file_name().unwrap().to_str().unwrap()), Some(id));
+        }
+        for name in ["1.jnl", "x.jnl", "00000000000000000001", "+0000000000000000001.jnl", ""] {
+            assert_eq!(parse_segment(name), None, "{name:?}");
+        }
+        for name in ["01", "+1", "a", "", "1 "] {
+            assert_eq!(parse_id(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_existing_target_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        create_new_dir(&from).unwrap();
+        create_new_dir(&to).unwrap();
+        assert!(matches!(publish(&from, &to), Err(Error::TargetExists { .. })));
+        assert!(from.is_dir());
+    }
+
+    #[test]
+    fn removing_the_lock_file_does_not_unlock() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = KeyspaceLock::acquire(dir.path(), Access::Exclusive).unwrap();
+        fs::remove_file(lock(dir.path())).unwrap();
+        let second = KeyspaceLock::acquire(dir.path(), Access::Exclusive);
+        assert!(matches!(second, Err(Error::Locked { .. })));
+    }
+}

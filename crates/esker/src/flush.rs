@@ -1,0 +1,142 @@
+//! Memtable → tables, and the journal segments that this sets free.
+//!
+//! What must stay true: memtables are sealed only between groups; the journal is synced up to the
+//! seal before tables are installed (a power cut must not leave half a batch in one partition's
+//! tables and the other half nowhere); segments go only after a durable CATALOG says that they are
+//! not needed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::Durability;
+use crate::catalog::Catalog;
+use crate::error::Result;
+use crate::files;
+use crate::jobs::Job;
+use crate::journal::writer::Journal;
+use crate::keyspace::Shared;
+use crate::partition::PartitionCore;
+use crate::tree::L0_RUNS_MAX;
+use crate::versions::flushed_upto;
+
+impl Shared {
+    /// Writes what the partition holds in memory now to tables.
+    pub(crate) fn flush_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
+        let tree = core.tree();
+        if tree.l0_runs() >= L0_RUNS_MAX {
+            self.compact_tree(core, &tree)?;
+        }
+        let flushing = tree.lock_flushing();
+        tree.settle();
+        let boundary = {
+            let _inputs_fixed = tree.lock_gate();
+            let (core, tree) = (Arc::clone(core), Arc::clone(&tree));
+            self.committer.between(move |turn| {
+                // After a clear or drop what is left in the old tree's memory is nobody's.
+                if core.tree().id == tree.id && core.check_alive().is_ok() {
+                    tree.rotate();
+                }
+                Ok(turn.seqno())
+            })?
+        };
+        self.journal.sync(Durability::SyncData)?;
+        tree.flush(&flushing, self.views.merge_threshold(boundary))?;
+        self.release_memory(tree.take_sealed_bytes());
+        self.versions.refresh(core, &tree, Some(boundary));
+        drop(flushing);
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        self.jobs.request(Job::Compact(core.id));
+        self.jobs.request(Job::Tidy);
+        Ok(())
+    }
+
+    pub(crate) fn release_memory(&self, bytes: u64) {
+        self.committer.memtable_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Flushes every partition.
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        self.versions.current().values().try_for_each(|entry| self.flush_partition(&entry.core))
+    }
+
+    /// Flushes the largest memtables until the write buffer is half empty.
+    pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
+        let enough = self.config.write_buffer_bytes_max / 2;
+        let map = self.versions.current();
+        let mut largest: Vec<_> = map.values().collect();
+        largest.sort_by_key(|entry| {
+            std::cmp::Reverse(entry.tree.memtable_bytes() + entry.tree.sealed_bytes())
+        });
+        for entry in largest {
+            if self.committer.memtable_bytes.load(Ordering::Relaxed) <= enough {
+                break;
+            }
+            self.flush_partition(&entry.core)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the journal in shape: the next segment ready, old ones gone, idle partitions flushed
+    /// when they keep too much of it alive, and old generations let go.
+    pub(crate) fn tidy(&self) -> Result<()> {
+        self.retire_generations();
+        let map = self.versions.current();
+        self.journal.seal_retired()?;
+        if self.journal.should_prepare() {
+            self.prepare_segment()?;
+        }
+        let (bytes, pinned_by) = self.journal.with_segments(|segments| {
+            (segments.bytes(), segments.pinned_by(|partition| flushed_upto(&map, partition)))
+        });
+        if bytes > self.config.journal_bytes_max {
+            pinned_by.into_iter().for_each(|partition| self.jobs.request(Job::Flush(partition)));
+        }
+        self.free_segments()
+    }
+
+    /// Lets go of cleared trees that no view needs, where the CATALOG on disk names the newer one.
+    fn retire_generations(&self) {
+        let catalog = self.catalog.lock();
+        for entry in self.versions.current().values() {
+            if catalog.partition(entry.core.id).is_some_and(|stored| stored.tree == entry.tree.id) {
+                entry.core.retire_generations(self.views.oldest());
+            }
+        }
+    }
+
+    /// Creates the next journal segment and lists it in CATALOG, unless there is one.
+    pub(crate) fn prepare_segment(&self) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        let Some(id) = self.journal.wants_segment() else { return Ok(()) };
+        let prepared = Journal::prepare(
+            &self.root,
+            self.journal.identity(),
+            id,
+            self.journal.segment_bytes(),
+            crate::commit::now_ms(),
+        )?;
+        self.write_catalog(&mut catalog, |stored| stored.last_segment = id)?;
+        self.journal.install_next(prepared);
+        Ok(())
+    }
+
+    /// Deletes the segments that nobody needs, after a CATALOG that says so.
+    pub(crate) fn free_segments(&self) -> Result<()> {
+        let needed = || {
+            let map = self.versions.current();
+            self.journal.with_segments(|s| {
+                if s.is_held() { s.first() } else { s.first_needed(|p| flushed_upto(&map, p)) }
+            })
+        };
+        if needed() <= self.journal.with_segments(|s| s.first()) {
+            return Ok(());
+        }
+        let mut catalog = self.catalog.lock();
+        let first = needed();
+        self.write_catalog(&mut catalog, |stored: &mut Catalog| stored.first_segment = first)?;
+        for id in self.journal.with_segments(|segments| segments.take_before(first)) {
+            files::remove_if_present(&files::segment(&self.root, id))?;
+        }
+        Ok(())
+    }
+}

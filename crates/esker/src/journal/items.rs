@@ -1,0 +1,187 @@
+//! What one frame carries: puts, deletes and changes of the set of partitions.
+//!
+//! Grammar and limits: docs/format.md, "Items". An item names its partition by id. Values of
+//! `COMPRESS_FROM` bytes and more are compressed when that saves at least an eighth.
+
+use crate::bytes::{Put, Take, Truncated};
+
+pub(crate) const KEY_LEN_MAX: usize = u16::MAX as usize;
+pub(crate) const VALUE_LEN_MAX: usize = u32::MAX as usize;
+/// LZ4 runs at several times the speed of a disk; below this size the call costs more than it saves.
+const COMPRESS_FROM: usize = 4 << 10;
+
+const PUT: u8 = 0;
+const DELETE: u8 = 1;
+const CLEAR: u8 = 3;
+const CREATE: u8 = 4;
+const DROP: u8 = 5;
+const PUT_LZ4: u8 = 6;
+
+/// One change, as replay sees it.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Item<'a> {
+    Put { partition: u32, key: &'a [u8], value: Value<'a> },
+    Delete { partition: u32, key: &'a [u8] },
+    Clear { partition: u32 },
+    Create { partition: u32, name: &'a str },
+    Drop { partition: u32 },
+}
+
+/// A value as it lies in the journal.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Value<'a> {
+    Plain(&'a [u8]),
+    Lz4 { len: usize, bytes: &'a [u8] },
+}
+
+impl Value<'_> {
+    /// The value's bytes; `None` if they do not decompress to what was declared.
+    pub(crate) fn bytes(&self) -> Option<Vec<u8>> {
+        match *self {
+            Self::Plain(bytes) => Some(bytes.to_vec()),
+            Self::Lz4 { len, bytes } => {
+                let value = lz4_flex::block::decompress(bytes, len).ok()?;
+                (value.len() == len).then_some(value)
+            }
+        }
+    }
+}
+
+pub(crate) fn put(out: &mut Vec<u8>, partition: u32, key: &[u8], value: &[u8]) {
+    let packed = (value.len() >= COMPRESS_FROM)
+        .then(|| lz4_flex::block::compress(value))
+        .filter(|packed| packed.len() <= value.len() - value.len() / 8);
+    out.reserve(1 + 4 + 2 + 4 + 4 + key.len() + packed.as_ref().map_or(value.len(), Vec::len));
+    out.put_u8(if packed.is_some() { PUT_LZ4 } else { PUT });
+    out.put_u32(partition);
+    out.put_u16(key.len() as u16);
+    out.put_u32(value.len() as u32);
+    if let Some(packed) = &packed {
+        out.put_u32(packed.len() as u32);
+    }
+    out.put(key);
+    out.put(packed.as_deref().unwrap_or(value));
+}
+
+pub(crate) fn delete(out: &mut Vec<u8>, partition: u32, key: &[u8]) {
+    out.put_u8(DELETE);
+    out.put_u32(partition);
+    out.put_u16(key.len() as u16);
+    out.put(key);
+}
+
+pub(crate) fn clear(partition: u32) -> Vec<u8> {
+    bare(CLEAR, partition)
+}
+
+pub(crate) fn drop_partition(partition: u32) -> Vec<u8> {
+    bare(DROP, partition)
+}
+
+fn bare(kind: u8, partition: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.put_u8(kind);
+    out.put_u32(partition);
+    out
+}
+
+pub(crate) fn create(partition: u32, name: &str) -> Vec<u8> {
+    let mut out = bare(CREATE, partition);
+    out.put_u16(name.len() as u16);
+    out.put(name.as_bytes());
+    out
+}
+
+/// Reads the items of one frame.
+pub(crate) struct Items<'a> {
+    input: Take<'a>,
+    left: u32,
+}
+
+impl<'a> Items<'a> {
+    pub(crate) fn new(payload: &'a [u8], count: u32) -> Self {
+        Self { input: Take::new(payload), left: count }
+    }
+
+    fn item(&mut self) -> Result<Option<Item<'a>>, Truncated> {
+        let (kind, partition) = (self.input.u8()?, self.input.u32()?);
+        Ok(Some(match kind {
+            PUT | PUT_LZ4 => {
+                let key_len = self.input.u16()? as usize;
+                let len = self.input.u32()? as usize;
+                let stored = if kind == PUT { len } else { self.input.u32()? as usize };
+                let key = self.input.bytes(key_len)?;
+                let bytes = self.input.bytes(stored)?;
+                let value =
+                    if kind == PUT { Value::Plain(bytes) } else { Value::Lz4 { len, bytes } };
+                Item::Put { partition, key, value }
+            }
+            DELETE => {
+                let key_len = self.input.u16()? as usize;
+                Item::Delete { partition, key: self.input.bytes(key_len)? }
+            }
+            CLEAR => Item::Clear { partition },
+            DROP => Item::Drop { partition },
+            CREATE => {
+                let len = self.input.u16()? as usize;
+                let Ok(name) = std::str::from_utf8(self.input.bytes(len)?) else { return Ok(None) };
+                Item::Create { partition, name }
+            }
+            _ => return Ok(None),
+        }))
+    }
+}
+
+impl<'a> Iterator for Items<'a> {
+    /// `Err`: the payload is not made of items, although its checksum is right.
+    type Item = Result<Item<'a>, Truncated>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            // Bytes behind the last item are as wrong as missing ones.
+            return (!std::mem::replace(&mut self.input, Take::new(&[])).is_empty())
+                .then_some(Err(Truncated));
+        }
+        self.left -= 1;
+        let item = self.item().and_then(|item| item.ok_or(Truncated));
+        if item.is_err() {
+            self.left = 0;
+            self.input = Take::new(&[]);
+        }
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_round_trip_and_cut_payloads_are_refused() {
+        let large = vec![7; 20_000];
+        let mut payload = Vec::new();
+        put(&mut payload, 1, b"key", b"value");
+        put(&mut payload, 1, b"large", &large);
+        delete(&mut payload, 2, b"gone");
+        payload.extend(clear(3));
+        payload.extend(create(4, "name"));
+        payload.extend(drop_partition(5));
+        let items: Vec<_> = Items::new(&payload, 6).map(Result::unwrap).collect();
+        assert_eq!(items.len(), 6);
+        let Item::Put { value: value @ Value::Lz4 { len: 20_000, .. }, .. } = &items[1] else {
+            panic!("{:?}", items[1]);
+        };
+        assert_eq!(value.bytes().unwrap(), large);
+        assert_eq!(items[4], Item::Create { partition: 4, name: "name" });
+        for cut in 0..payload.len() {
+            assert!(Items::new(&payload[..cut], 6).any(|item| item.is_err()), "cut at {cut}");
+        }
+        assert!(Items::new(&payload, 5).any(|item| item.is_err()), "bytes left over");
+    }
+
+    #[test]
+    fn a_lying_length_is_refused_without_a_large_allocation() {
+        let value = Value::Lz4 { len: 10, bytes: &lz4_flex::block::compress(&[1; 1000]) };
+        assert_eq!(value.bytes(), None);
+    }
+}

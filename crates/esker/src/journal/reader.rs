@@ -1,0 +1,273 @@
+//! Reads a segment from its first frame to the last good one. Repairs nothing.
+//!
+//! What must stay true: bytes are handed out only after their checksum and their place in the chain
+//! are right; a length is believed only after the header that holds it is; and the end of a segment
+//! is one of four things (`Tail`), of which only `Broken` means that something durable is gone.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::format::{
+    self, FRAME_HEADER_LEN, FRAME_MAGIC, FrameHeader, FrameKind, Identity, SEGMENT_HEADER_LEN,
+    SegmentHeader,
+};
+use crate::error::{Corruption, Error, IoContext, Result};
+
+const READ_BUFFER_BYTES: usize = 1 << 20;
+
+/// One committed batch, checked.
+pub(crate) struct Frame<'a> {
+    pub(crate) seqno: u64,
+    pub(crate) items: u32,
+    pub(crate) payload: &'a [u8],
+    /// Where the frame begins in its segment.
+    pub(crate) offset: u64,
+}
+
+/// What lies behind the last good frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// A seal frame: the segment is complete.
+    Sealed,
+    /// Nothing, or the zeros of preallocated space.
+    Open,
+    /// Bytes that are no frame, with no sign that they ever were durable: a write was cut short.
+    Torn,
+    /// A place that was durable once is not what was written.
+    Broken(Box<Corruption>),
+}
+
+/// What one reading of a segment found.
+#[derive(Clone, Debug)]
+pub(crate) struct Scan {
+    pub(crate) id: u64,
+    pub(crate) first_seqno: Option<u64>,
+    pub(crate) last_seqno: Option<u64>,
+    pub(crate) last_time_ms: u64,
+    pub(crate) frames: u64,
+    /// Where the next frame would begin.
+    pub(crate) end: u64,
+    /// The file's length.
+    pub(crate) len: u64,
+    pub(crate) chain: u64,
+    /// The largest `synced_len` of any good frame.
+    pub(crate) synced_len: u64,
+    pub(crate) tail: Tail,
+}
+
+/// Reads the segment `id` at `path` and shows every good frame to `visit`, in order. `next_seqno`
+/// is what the first frame must carry, where that is known.
+pub(crate) fn scan(
+    path: &Path,
+    id: u64,
+    identity: Identity,
+    next_seqno: Option<u64>,
+    visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
+) -> Result<Scan> {
+    let file = File::open(path).at("open", path)?;
+    let len = file.metadata().at("inspect", path)?.len();
+    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, &file);
+    let mut header = Vec::with_capacity(SEGMENT_HEADER_LEN);
+    input.by_ref().take(SEGMENT_HEADER_LEN as u64).read_to_end(&mut header).at("read", path)?;
+    let header = SegmentHeader::decode(&header, path, id, identity)?;
+    let seed = header.chain_seed();
+    let mut scan = Scan {
+        id,
+        first_seqno: None,
+        last_seqno: None,
+        last_time_ms: 0,
+        frames: 0,
+        end: SEGMENT_HEADER_LEN as u64,
+        len,
+        chain: seed,
+        synced_len: 0,
+        tail: Tail::Open,
+    };
+    let mut payload = Vec::new();
+    loop {
+        match next_frame(&mut input, path, seed, &scan, &mut payload)? {
+            None => break,
+            Some((frame, chain)) if frame.kind == FrameKind::Seal => {
+                scan.chain = chain;
+                scan.tail = check_seal(path, &scan, &frame, &payload);
+                scan.synced_len = scan.synced_len.max(frame.synced_len);
+                scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
+                return Ok(scan);
+            }
+            Some((frame, chain)) => {
+                let expected = scan.last_seqno.map(|last| last + 1).or(next_seqno);
+                if let Some(broken) = check_order(path, &scan, &frame, expected) {
+                    scan.tail = broken;
+                    return Ok(scan);
+                }
+                visit(Frame {
+                    seqno: frame.seqno,
+                    items: frame.items,
+                    payload: &payload,
+                    offset: scan.end,
+                })?;
+                scan.first_seqno.get_or_insert(frame.seqno);
+                scan.last_seqno = Some(frame.seqno);
+                scan.last_time_ms = frame.time_ms;
+                scan.frames += 1;
+                scan.synced_len = scan.synced_len.max(frame.synced_len);
+                scan.chain = chain;
+                scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
+            }
+        }
+    }
+    scan.tail = classify_tail(&file, path, seed, &scan)?;
+    Ok(scan)
+}
+
+/// The next frame with its chain value; `None` if what follows is no good frame.
+fn next_frame(
+    input: &mut BufReader<&File>,
+    path: &Path,
+    seed: u64,
+    scan: &Scan,
+    payload: &mut Vec<u8>,
+) -> Result<Option<(FrameHeader, u64)>> {
+    let left = scan.len.saturating_sub(scan.end);
+    if left < FRAME_HEADER_LEN as u64 {
+        return Ok(None);
+    }
+    let mut bytes = [0; FRAME_HEADER_LEN];
+    input.read_exact(&mut bytes).at("read", path)?;
+    let Some(header) = FrameHeader::decode(&bytes, seed) else { return Ok(None) };
+    let chain = format::chain_of(&bytes, scan.chain);
+    if chain != format::stored_chain(&bytes) || header.payload_len > left - FRAME_HEADER_LEN as u64
+    {
+        return Ok(None);
+    }
+    payload.clear();
+    input.by_ref().take(header.payload_len).read_to_end(payload).at("read", path)?;
+    let whole = payload.len() as u64 == header.payload_len
+        && format::payload_hash(payload) == header.payload_hash;
+    Ok(whole.then_some((header, chain)))
+}
+
+/// A frame that is whole and chained but out of order was never written by this crate.
+fn check_order(
+    path: &Path,
+    scan: &Scan,
+    frame: &FrameHeader,
+    expected: Option<u64>,
+) -> Option<Tail> {
+    let wrong = |what: &str, expected: String, found: u64| {
+        Some(Tail::Broken(Box::new(Corruption {
+            path: path.to_path_buf(),
+            offset: Some(scan.end),
+            what: what.into(),
+            expected,
+            found: found.to_string(),
+        })))
+    };
+    match expected {
+        Some(seqno) if seqno != frame.seqno => {
+            wrong("a commit is missing or out of order", format!("seqno {seqno}"), frame.seqno)
+        }
+        _ if frame.time_ms < scan.last_time_ms => wrong(
+            "commit times run backwards",
+            format!("at least {}", scan.last_time_ms),
+            frame.time_ms,
+        ),
+        _ => None,
+    }
+}
+
+/// The seal's payload: how many frames there are and the last seqno.
+pub(crate) fn seal_payload(frames: u64, last_seqno: u64) -> [u8; 16] {
+    let mut payload = [0; 16];
+    payload[..8].copy_from_slice(&frames.to_le_bytes());
+    payload[8..].copy_from_slice(&last_seqno.to_le_bytes());
+    payload
+}
+
+fn check_seal(path: &Path, scan: &Scan, seal: &FrameHeader, payload: &[u8]) -> Tail {
+    if payload == seal_payload(scan.frames, seal.seqno)
+        && scan.last_seqno.is_none_or(|last| last == seal.seqno)
+    {
+        return Tail::Sealed;
+    }
+    Tail::Broken(Box::new(Corruption {
+        path: path.to_path_buf(),
+        offset: Some(scan.end),
+        what: "the seal does not match the frames before it".into(),
+        expected: format!("{} frames up to seqno {:?}", scan.frames, scan.last_seqno),
+        found: format!("{payload:02x?}"),
+    }))
+}
+
+/// Tells preallocated zeros from a torn write from rot: looks for a whole frame behind the bad
+/// place that was written when the bad place was already durable.
+fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tail> {
+    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, file);
+    input.seek(SeekFrom::Start(scan.end)).at("read", path)?;
+    let mut window: Vec<u8> = Vec::new();
+    let (mut window_at, mut only_zeros) = (scan.end, true);
+    loop {
+        let read = input
+            .by_ref()
+            .take(READ_BUFFER_BYTES as u64)
+            .read_to_end(&mut window)
+            .at("read", path)?;
+        // Preallocated space is all zeros and most of a segment: do not search it byte by byte.
+        let zeros = window.iter().all(|&b| b == 0);
+        only_zeros &= zeros;
+        let candidates = if zeros { &[][..] } else { &window[..] };
+        for at in occurrences(candidates, &FRAME_MAGIC) {
+            let offset = window_at + at as u64;
+            if proves_durable(file, path, seed, scan, offset)? {
+                return Ok(Tail::Broken(Box::new(Corruption {
+                    path: path.to_path_buf(),
+                    offset: Some(scan.end),
+                    what: "a frame that was durable is damaged; whole frames follow it".into(),
+                    expected: "a whole frame".into(),
+                    found: format!("the next whole frame at byte {offset}"),
+                })));
+            }
+        }
+        if read == 0 {
+            return Ok(if only_zeros { Tail::Open } else { Tail::Torn });
+        }
+        // Keep what could be the beginning of a magic number.
+        let keep = window.len().min(FRAME_MAGIC.len() - 1);
+        window_at += (window.len() - keep) as u64;
+        window.drain(..window.len() - keep);
+    }
+}
+
+fn occurrences<'a>(window: &'a [u8], magic: &'a [u8; 4]) -> impl Iterator<Item = usize> + 'a {
+    window.windows(magic.len()).enumerate().filter(move |(_, w)| w == magic).map(|(at, _)| at)
+}
+
+/// Whether a whole frame of this segment lies at `offset` and says that `scan.end` was durable.
+fn proves_durable(file: &File, path: &Path, seed: u64, scan: &Scan, offset: u64) -> Result<bool> {
+    let mut bytes = [0; FRAME_HEADER_LEN];
+    if offset + FRAME_HEADER_LEN as u64 > scan.len {
+        return Ok(false);
+    }
+    file.read_exact_at(&mut bytes, offset).at("read", path)?;
+    let Some(header) = FrameHeader::decode(&bytes, seed) else { return Ok(false) };
+    let fits = header.payload_len <= scan.len - offset - FRAME_HEADER_LEN as u64;
+    let later = scan.last_seqno.is_none_or(|last| header.seqno >= last);
+    if !fits || !later || header.synced_len <= scan.end {
+        return Ok(false);
+    }
+    let mut payload = vec![0; header.payload_len as usize];
+    file.read_exact_at(&mut payload, offset + FRAME_HEADER_LEN as u64).at("read", path)?;
+    Ok(format::payload_hash(&payload) == header.payload_hash)
+}
+
+impl Scan {
+    /// The corruption as an error, if the tail is broken.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.tail {
+            Tail::Broken(corruption) => Err(Error::Corrupt(corruption.clone())),
+            _ => Ok(()),
+        }
+    }
+}

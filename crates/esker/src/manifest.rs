@@ -1,0 +1,215 @@
+//! lsm-tree's `current` and version manifests (`v<N>`): bytes ↔ lists of files.
+//!
+//! lsm-tree trusts both blindly (a flipped bit in `current` can roll a tree back, and opening it
+//! then deletes the newer tables), so every open, copy and verify goes through `check` first. The
+//! layouts are those of lsm-tree 3.1.10 and the crate `sfa` 1.0; docs/format.md retells them.
+//! Checkpoints write manifests anew with `encode`, byte for byte what lsm-tree would write.
+
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::bytes::{Put, Take, Truncated};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// What lsm-tree writes into every manifest it persists.
+const CRATE_VERSION: &[u8] = b"3.1.10";
+const FORMAT_VERSION: u8 = 3;
+const LEVELS: u8 = 7;
+const HASH_XXH3: u8 = 0;
+const CURRENT_LEN: usize = 8 + 16 + 1;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableEntry {
+    pub(crate) id: u64,
+    /// xxh3-128 of the whole file.
+    pub(crate) checksum: u128,
+    pub(crate) global_seqno: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlobEntry {
+    pub(crate) id: u64,
+    /// What lsm-tree recorded; see `verify` for how it is made.
+    pub(crate) checksum: u128,
+}
+
+/// One version: which files make up the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub(crate) id: u64,
+    pub(crate) separates_values: bool,
+    /// Levels of runs of tables.
+    pub(crate) levels: Vec<Vec<Vec<TableEntry>>>,
+    pub(crate) blobs: Vec<BlobEntry>,
+    /// Encoded by lsm-tree; opaque to us.
+    pub(crate) gc_stats: Vec<u8>,
+}
+
+/// A version manifest whose bytes are what `current` says.
+pub(crate) struct Checked {
+    pub(crate) version: Version,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) current: Vec<u8>,
+}
+
+impl Version {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &TableEntry> {
+        self.levels.iter().flatten().flatten()
+    }
+
+    pub(crate) fn encode(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut writer = sfa::Writer::from_writer(&mut bytes);
+        let mut section = |name: &str, content: &[u8]| {
+            writer.start(name)?;
+            writer.write_all(content)
+        };
+        section("format_version", &[FORMAT_VERSION])?;
+        section("crate_version", CRATE_VERSION)?;
+        section("tree_type", &[u8::from(self.separates_values)])?;
+        section("level_count", &[self.levels.len() as u8])?;
+        section("filter_hash_type", &[HASH_XXH3])?;
+        section("tables", &self.encode_tables())?;
+        section("blob_files", &self.encode_blobs())?;
+        section("blob_gc_stats", &self.gc_stats)?;
+        writer.finish().map_err(std::io::Error::other)?;
+        Ok(bytes.into_inner())
+    }
+
+    fn encode_tables(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put_u8(self.levels.len() as u8);
+        for level in &self.levels {
+            assert!(level.len() <= 255, "a level of more than 255 runs cannot be written");
+            out.put_u8(level.len() as u8);
+            for run in level {
+                out.put_u32(run.len() as u32);
+                for table in run {
+                    out.put_u64(table.id);
+                    out.put_u8(HASH_XXH3);
+                    out.put_u128(table.checksum);
+                    out.put_u64(table.global_seqno);
+                }
+            }
+        }
+        out
+    }
+
+    fn encode_blobs(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put_u32(self.blobs.len() as u32);
+        for blob in &self.blobs {
+            out.put_u64(blob.id);
+            out.put_u8(HASH_XXH3);
+            out.put_u128(blob.checksum);
+        }
+        out
+    }
+
+    /// Parses a manifest whose checksum was right; an error still names what is odd about it.
+    fn decode(bytes: &[u8], id: u64, path: &Path) -> Result<Self> {
+        let odd = |what: &str| Error::corrupt(path, None, what.to_owned());
+        let reader = sfa::Reader::from_reader(&mut Cursor::new(bytes))
+            .map_err(|e| odd(&format!("the archive cannot be read: {e:?}")))?;
+        let section = |name: &str| {
+            let entry = reader.toc().section(name.as_bytes());
+            entry
+                .and_then(|e| bytes.get(e.pos() as usize..(e.pos() + e.len()) as usize))
+                .ok_or_else(|| odd(&format!("the section {name} is missing")))
+        };
+        let format = section("format_version")?;
+        if format != [FORMAT_VERSION] || section("level_count")? != [LEVELS] {
+            return Err(odd("the manifest has a format or level count that lsm-tree 3.1 lacks"));
+        }
+        let truncated = |_: Truncated| odd("a section ends too early");
+        Ok(Self {
+            id,
+            separates_values: section("tree_type")? == [1],
+            levels: decode_tables(&mut Take::new(section("tables")?)).map_err(truncated)?,
+            blobs: decode_blobs(&mut Take::new(section("blob_files")?)).map_err(truncated)?,
+            gc_stats: section("blob_gc_stats")?.to_vec(),
+        })
+    }
+}
+
+fn decode_tables(
+    input: &mut Take<'_>,
+) -> std::result::Result<Vec<Vec<Vec<TableEntry>>>, Truncated> {
+    let mut levels = Vec::new();
+    for _ in 0..input.u8()? {
+        let mut level = Vec::new();
+        for _ in 0..input.u8()? {
+            let mut run = Vec::new();
+            for _ in 0..input.u32()? {
+                let (id, _hash) = (input.u64()?, input.u8()?);
+                run.push(TableEntry { id, checksum: input.u128()?, global_seqno: input.u64()? });
+            }
+            level.push(run);
+        }
+        levels.push(level);
+    }
+    Ok(levels)
+}
+
+fn decode_blobs(input: &mut Take<'_>) -> std::result::Result<Vec<BlobEntry>, Truncated> {
+    let mut blobs = Vec::new();
+    for _ in 0..input.u32()? {
+        let (id, _hash) = (input.u64()?, input.u8()?);
+        blobs.push(BlobEntry { id, checksum: input.u128()? });
+    }
+    Ok(blobs)
+}
+
+/// `current`: version id, xxh3-128 of `v<id>`, hash kind.
+pub(crate) fn encode_current(id: u64, manifest: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(CURRENT_LEN);
+    out.put_u64(id);
+    out.put_u128(xxh3_128(manifest));
+    out.put_u8(HASH_XXH3);
+    out
+}
+
+fn decode_current(bytes: &[u8]) -> Option<(u64, u128)> {
+    let mut input = Take::new(bytes);
+    let (id, checksum, hash) = (input.u64().ok()?, input.u128().ok()?, input.u8().ok()?);
+    (input.is_empty() && hash == HASH_XXH3).then_some((id, checksum))
+}
+
+/// Reads `current` and the manifest it names, and refuses them when they do not match.
+pub(crate) fn check(tree: &Path) -> Result<Checked> {
+    let current_path = files::current(tree);
+    let current = files::read(&current_path)?;
+    let (id, expected) = decode_current(&current).ok_or_else(|| {
+        Error::corrupt_because(
+            &current_path,
+            Some(0),
+            "this is no pointer to a version manifest",
+            format!("{CURRENT_LEN} bytes that end in 0"),
+            format!("{} bytes", current.len()),
+        )
+    })?;
+    let path = files::version(tree, id);
+    let manifest = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let what = format!("it names the manifest v{id}, which does not exist");
+            return Err(Error::corrupt(&current_path, Some(0), what));
+        }
+        Err(e) => return Err(Error::io("read", &path, e)),
+    };
+    let found = xxh3_128(&manifest);
+    if found != expected {
+        return Err(Error::corrupt_because(
+            &path,
+            None,
+            "the manifest is not the one that `current` was written for",
+            format!("{expected:032x}"),
+            format!("{found:032x}"),
+        ));
+    }
+    let version = Version::decode(&manifest, id, &path)?;
+    Ok(Checked { version, manifest, current })
+}

@@ -1,0 +1,412 @@
+//! A partition: a named, ordered map from keys to values, one LSM tree at a time.
+//!
+//! `PartitionCore` is what the engine shares about it; [`Partition`] is the user's handle. `clear`
+//! does not empty a tree, it moves on to a new one (a *generation*): read views from before the
+//! clear keep reading the old one, which is deleted when the last of them is gone.
+
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::files::KeyspaceLock;
+use crate::keyspace::{Keyspace, Shared};
+use crate::options::PartitionOptions;
+use crate::tree::{RawIter, Slice, Tree};
+
+pub(crate) const NAME_LEN_MAX: usize = 255;
+
+/// One tree and the commit that made it this partition's: 0, or the clear it came from.
+struct Generation {
+    since: u64,
+    tree: Arc<Tree>,
+}
+
+pub(crate) struct PartitionCore {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) options: PartitionOptions,
+    /// Oldest first, never empty.
+    generations: RwLock<Vec<Generation>>,
+    dropped: AtomicBool,
+}
+
+impl PartitionCore {
+    pub(crate) fn new(id: u32, name: String, options: PartitionOptions, tree: Arc<Tree>) -> Self {
+        let generations = RwLock::new(vec![Generation { since: 0, tree }]);
+        Self { id, name, options, generations, dropped: AtomicBool::new(false) }
+    }
+
+    /// The tree that commits go to.
+    pub(crate) fn tree(&self) -> Arc<Tree> {
+        Arc::clone(&self.generations.read().last().expect("a partition has a tree").tree)
+    }
+
+    /// The tree that a view at `read_seqno` reads.
+    pub(crate) fn tree_at(&self, read_seqno: u64) -> Arc<Tree> {
+        let generations = self.generations.read();
+        let seen = generations.iter().rev().find(|g| g.since < read_seqno);
+        Arc::clone(&seen.unwrap_or(&generations[0]).tree)
+    }
+
+    /// Applies one change of a committed batch; returns the bytes it takes in memory, and whether
+    /// the memtable has just outgrown `memtable_bytes`.
+    pub(crate) fn apply(
+        &self,
+        key: Slice,
+        value: Option<Slice>,
+        seqno: u64,
+        memtable_bytes: u64,
+    ) -> (u64, bool) {
+        let generations = self.generations.read();
+        let tree = &generations.last().expect("a partition has a tree").tree;
+        let (bytes, total) = tree.apply(key, value, seqno);
+        (bytes, total >= memtable_bytes && tree.ask_for_flush())
+    }
+
+    /// Commit `since` cleared the partition: later commits go to `tree`.
+    pub(crate) fn begin_generation(&self, since: u64, tree: Arc<Tree>) {
+        self.generations.write().push(Generation { since, tree });
+    }
+
+    /// Lets go of trees that no view older than `oldest_view` can ask for, and dooms them.
+    pub(crate) fn retire_generations(&self, oldest_view: Option<u64>) {
+        let mut generations = self.generations.write();
+        while generations.len() > 1
+            && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
+        {
+            generations.remove(0).tree.doom();
+        }
+    }
+
+    pub(crate) fn mark_dropped(&self) {
+        self.dropped.store(true, Ordering::Release);
+    }
+
+    /// Dooms every tree: the directories go with the last handle.
+    pub(crate) fn doom(&self) {
+        for generation in self.generations.read().iter() {
+            generation.tree.doom();
+        }
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if self.dropped.load(Ordering::Acquire) {
+            return Err(Error::PartitionDropped { name: self.name.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Names are file-like words for people: not empty, at most 255 bytes, no slash, no NUL.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let complain = |what: &str| Err(Error::InvalidInput(format!("the partition name {what}")));
+    if name.is_empty() {
+        return complain("is empty");
+    }
+    if name.len() > NAME_LEN_MAX {
+        return complain(&format!(
+            "is {} bytes long; at most {NAME_LEN_MAX} are allowed",
+            name.len()
+        ));
+    }
+    if name.contains('/') || name.contains('\0') {
+        return complain(&format!("{name:?} contains a slash or a NUL byte"));
+    }
+    Ok(())
+}
+
+/// A handle to a partition: a cheap clone, usable from any thread. It keeps the keyspace open.
+#[derive(Clone)]
+pub struct Partition {
+    pub(crate) keyspace: Keyspace,
+    pub(crate) core: Arc<PartitionCore>,
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Partition").field("name", &self.core.name).finish_non_exhaustive()
+    }
+}
+
+/// Writing. Every call is a batch of one: see [`Batch`] for several changes at once.
+impl Partition {
+    /// Sets `key` to `value`, with the keyspace's durability.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] for an empty key, a key over 65,535 bytes or a value over
+    /// 4 GiB − 1; otherwise as [`Batch::commit`].
+    pub fn insert(&self, key: impl Into<Slice>, value: impl Into<Slice>) -> Result<()> {
+        let mut batch = Batch::new(self.keyspace.clone());
+        batch.insert(self, key, value);
+        batch.commit().map(|_| ())
+    }
+
+    /// Removes `key`, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::insert`].
+    pub fn remove(&self, key: impl Into<Slice>) -> Result<()> {
+        let mut batch = Batch::new(self.keyspace.clone());
+        batch.remove(self, key);
+        batch.commit().map(|_| ())
+    }
+
+    /// Removes every entry in one step, whatever their number. It is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::commit`]; also when the new tree cannot be created.
+    pub fn clear(&self) -> Result<()> {
+        self.keyspace.shared().clear_partition(&self.core)
+    }
+
+    /// Flushes the memtable and merges all tables into the last level: removes overwritten and
+    /// deleted entries for good. Blocks until it is done; reads and writes go on.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails or fills up.
+    pub fn compact(&self) -> Result<()> {
+        self.keyspace.shared().compact_partition(&self.core)
+    }
+}
+
+/// Reading: the newest committed state at the moment of the call.
+impl Partition {
+    /// The partition's name.
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// The options it was created with.
+    pub fn options(&self) -> PartitionOptions {
+        self.core.options.clone()
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails or a block is damaged.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        let key = key.as_ref();
+        self.newest(|tree, at| tree.get(key, at))
+    }
+
+    /// Whether there is a value for `key`; does not load it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        let key = key.as_ref();
+        self.newest(|tree, at| tree.contains_key(key, at))
+    }
+
+    /// The length of the value of `key`, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn size_of(&self, key: impl AsRef<[u8]>) -> Result<Option<u32>> {
+        let key = key.as_ref();
+        self.newest(|tree, at| tree.size_of(key, at))
+    }
+
+    /// The entries whose keys lie in `range`, in key order, as of now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`]; damage shows in the items.
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Result<Iter> {
+        let bounds = owned_bounds(&range);
+        self.newest_iter(|tree, at| tree.range(bounds.clone(), at))
+    }
+
+    /// The entries whose keys begin with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::range`].
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Result<Iter> {
+        let prefix = prefix.as_ref();
+        self.newest_iter(|tree, at| tree.prefix(prefix, at))
+    }
+
+    /// All entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::range`].
+    pub fn iter(&self) -> Result<Iter> {
+        self.range::<&[u8], _>(..)
+    }
+
+    /// The entry with the smallest key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn first_key_value(&self) -> Result<Option<(Slice, Slice)>> {
+        self.iter()?.next().transpose()
+    }
+
+    /// The entry with the largest key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn last_key_value(&self) -> Result<Option<(Slice, Slice)>> {
+        self.iter()?.next_back().transpose()
+    }
+
+    /// The number of entries: counts them one by one. See [`Partition::approximate_len`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn len(&self) -> Result<usize> {
+        count(self.iter()?)
+    }
+
+    /// Whether there is no entry.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.iter()?.keys().next().transpose()?.is_none())
+    }
+
+    /// An upper estimate of [`Partition::len`] in constant time: overwritten and removed entries
+    /// count until compaction drops them.
+    pub fn approximate_len(&self) -> usize {
+        self.core.tree().approximate_len()
+    }
+
+    /// Bytes in tables and blob files.
+    pub fn disk_space(&self) -> u64 {
+        self.core.tree().disk_space()
+    }
+
+    /// Reads at the newest visible commit, again when a merge overtook the read.
+    fn newest<T>(&self, read: impl Fn(&Tree, u64) -> Result<T>) -> Result<T> {
+        let shared = self.keyspace.open_shared()?;
+        loop {
+            let at = shared.views.read_seqno();
+            if let Some(result) = self.core.tree_at(at).read(at, |tree| read(tree, at)) {
+                return result;
+            }
+        }
+    }
+
+    fn newest_iter(&self, open: impl Fn(&Tree, u64) -> RawIter) -> Result<Iter> {
+        let shared = self.keyspace.open_shared()?;
+        loop {
+            let at = shared.views.read_seqno();
+            let tree = self.core.tree_at(at);
+            if let Some(raw) = tree.read(at, |tree| Ok(open(tree, at))) {
+                return Ok(Iter::new(raw?, tree, self.keyspace.clone()));
+            }
+        }
+    }
+}
+
+pub(crate) fn owned_bounds<K: AsRef<[u8]>>(
+    range: &impl RangeBounds<K>,
+) -> (Bound<Slice>, Bound<Slice>) {
+    let own = |bound: Bound<&K>| bound.map(|key| Slice::from(key.as_ref()));
+    let bounds = (own(range.start_bound()), own(range.end_bound()));
+    // A range that ends before it starts is empty, as in a BTreeMap it would be a panic.
+    match &bounds {
+        (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b))
+            if a > b =>
+        {
+            (Bound::Included(a.clone()), Bound::Excluded(a.clone()))
+        }
+        _ => bounds,
+    }
+}
+
+pub(crate) fn count(iter: Iter) -> Result<usize> {
+    let mut count = 0;
+    for key in iter.keys() {
+        key?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Entries in key order, from both ends. Sees the state of the moment it was made.
+pub struct Iter {
+    raw: RawIter,
+    /// Trees of dropped partitions and old generations live as long as somebody reads them.
+    _tree: Arc<Tree>,
+    _lock: Option<Arc<KeyspaceLock>>,
+    _keyspace: Keyspace,
+}
+
+impl Iter {
+    pub(crate) fn new(raw: RawIter, tree: Arc<Tree>, keyspace: Keyspace) -> Self {
+        Self { raw, _tree: tree, _lock: keyspace.shared().lock_handle(), _keyspace: keyspace }
+    }
+
+    /// The keys alone; separated values are not loaded.
+    pub fn keys(self) -> Keys {
+        Keys(self)
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<(Slice, Slice)>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.raw.next_entry()
+    }
+}
+
+impl DoubleEndedIterator for Iter {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.raw.next_entry_back()
+    }
+}
+
+impl fmt::Debug for Iter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").finish_non_exhaustive()
+    }
+}
+
+/// Keys in order, from both ends.
+#[derive(Debug)]
+pub struct Keys(Iter);
+
+impl Iterator for Keys {
+    type Item = Result<Slice>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.raw.next_key()
+    }
+}
+
+impl DoubleEndedIterator for Keys {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.raw.next_key_back()
+    }
+}
+
+impl Shared {
+    /// Handles of another keyspace would read or write the wrong trees.
+    pub(crate) fn check_keyspace(&self, partition: &Partition) -> Result<()> {
+        if std::ptr::eq(self, &**partition.keyspace.shared()) {
+            return Ok(());
+        }
+        let name = &partition.core.name;
+        Err(Error::InvalidInput(format!("the partition {name:?} belongs to another keyspace")))
+    }
+}

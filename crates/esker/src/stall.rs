@@ -1,0 +1,159 @@
+//! Backpressure: writers are slowed, then stopped, when flush and compaction fall behind.
+//!
+//! What must stay true: whoever waits here has first asked for the job that ends the wait; the wait
+//! ends with an error when that job cannot be done (no space, poisoned, closed); it never ends only
+//! because somebody forgot to notify (the condition is looked at again every few milliseconds).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+use crate::jobs::Job;
+use crate::keyspace::Shared;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const SLOW_DOWN: Duration = Duration::from_micros(200);
+
+/// Which resource is short, and how much.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pressure {
+    #[default]
+    None,
+    Slow,
+    Stop,
+}
+
+#[derive(Default)]
+pub(crate) struct Stall {
+    changed: Mutex<()>,
+    relieved: Condvar,
+    /// The last failure of a background job that will be tried again.
+    trouble: Mutex<Option<Error>>,
+    pub(crate) count: AtomicU64,
+    pub(crate) nanos: AtomicU64,
+}
+
+impl Stall {
+    /// Something was flushed, compacted or freed.
+    pub(crate) fn relieve(&self) {
+        let _waiting = self.changed.lock();
+        self.relieved.notify_all();
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<Error>) {
+        *self.trouble.lock() = trouble;
+        self.relieve();
+    }
+
+    fn wait(&self) {
+        let mut changed = self.changed.lock();
+        self.relieved.wait_for(&mut changed, LOOK_AGAIN);
+    }
+}
+
+/// Runs in the first level of one tree: where writers slow down and where they stop.
+pub(crate) fn run_limits(l0_runs: u8) -> (usize, usize) {
+    let trigger = usize::from(l0_runs);
+    (trigger * 3 + 8, trigger * 4 + 20)
+}
+
+const _: () = assert!(32 * 4 + 20 < crate::tree::L0_RUNS_MAX, "stops come before the hard limit");
+
+fn level(value: u64, slow: u64, stop: u64) -> Pressure {
+    match value {
+        v if v >= stop => Pressure::Stop,
+        v if v >= slow => Pressure::Slow,
+        _ => Pressure::None,
+    }
+}
+
+impl Shared {
+    /// Called before a batch joins the commit queue.
+    pub(crate) fn throttle(&self) -> Result<()> {
+        match self.pressure() {
+            Pressure::None => Ok(()),
+            Pressure::Slow => {
+                self.ask_for_relief();
+                std::thread::sleep(SLOW_DOWN);
+                Ok(())
+            }
+            Pressure::Stop => self.wait_for_room(),
+        }
+    }
+
+    fn wait_for_room(&self) -> Result<()> {
+        let began = Instant::now();
+        self.stall.count.fetch_add(1, Ordering::Relaxed);
+        let result = loop {
+            self.ask_for_relief();
+            if let Err(error) = self.check_writable().and_then(|()| self.journal.check_poison()) {
+                break Err(error);
+            }
+            if let Some(trouble) = self.stall.trouble.lock().clone() {
+                break Err(trouble);
+            }
+            self.stall.wait();
+            if self.pressure() < Pressure::Stop {
+                break Ok(());
+            }
+        };
+        self.stall.nanos.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
+    /// The worst of the three resources. Two loads when nothing is short.
+    fn pressure(&self) -> Pressure {
+        let max = self.config.write_buffer_bytes_max;
+        let memory =
+            level(self.committer.memtable_bytes.load(Ordering::Relaxed), max - max / 8, max);
+        memory.max(self.tables_pressure.load())
+    }
+
+    /// Looks at the trees and the journal. Workers call this after every job.
+    pub(crate) fn update_pressure(&self) {
+        let map = self.versions.current();
+        let runs = map.values().map(|entry| {
+            let (slow, stop) = run_limits(entry.core.options.l0_runs);
+            level(entry.tree.l0_runs() as u64, slow as u64, stop as u64)
+        });
+        let runs = runs.max().unwrap_or_default();
+        let (bytes, held) = self.journal.with_segments(|s| (s.bytes(), s.is_held()));
+        let max = self.config.journal_bytes_max;
+        // A checkpoint that is linking must not stop writers; it is gone in a moment.
+        let journal = if held { Pressure::None } else { level(bytes, max + max / 2, max * 2) };
+        self.tables_pressure.store(runs.max(journal));
+        self.stall.relieve();
+    }
+
+    fn ask_for_relief(&self) {
+        self.jobs.request(Job::Relieve);
+        if self.tables_pressure.load() > Pressure::None {
+            self.jobs.request(Job::Tidy);
+            for entry in self.versions.current().values() {
+                if entry.tree.l0_runs() >= run_limits(entry.core.options.l0_runs).0 {
+                    self.jobs.request(Job::Compact(entry.core.id));
+                }
+            }
+        }
+    }
+}
+
+/// A [`Pressure`] that many threads look at.
+#[derive(Default)]
+pub(crate) struct AtomicPressure(std::sync::atomic::AtomicU8);
+
+impl AtomicPressure {
+    pub(crate) fn load(&self) -> Pressure {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Pressure::None,
+            1 => Pressure::Slow,
+            _ => Pressure::Stop,
+        }
+    }
+
+    fn store(&self, pressure: Pressure) {
+        self.0.store(pressure as u8, Ordering::Relaxed);
+    }
+}

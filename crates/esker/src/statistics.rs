@@ -1,0 +1,112 @@
+//! Counters and sizes, as one value to print or to export.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::keyspace::Shared;
+
+/// What an open keyspace did since it was opened, and what it holds now.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// The newest visible commit.
+    pub seqno: u64,
+    /// Batches committed.
+    pub commits: u64,
+    /// Groups they were committed in: `commits / groups` is how well group commit works.
+    pub groups: u64,
+    /// Bytes appended to the journal.
+    pub journal_bytes_written: u64,
+    /// Times the journal was synced.
+    pub journal_syncs: u64,
+    /// Journal segments on disk.
+    pub journal_segments: u64,
+    /// Their size in bytes, preallocated space not counted.
+    pub journal_bytes: u64,
+    /// Bytes in memory that are not in tables yet.
+    pub memtable_bytes: u64,
+    /// Memtables waiting to be flushed.
+    pub sealed_memtables: u64,
+    /// Memtables written to tables.
+    pub flushes: u64,
+    /// Compactions that changed something.
+    pub compactions: u64,
+    /// Times a writer had to wait for flush, compaction or journal space.
+    pub stalls: u64,
+    /// How long writers waited, added up.
+    pub stall_time: Duration,
+    /// Checkpoints finished.
+    pub checkpoints: u64,
+    /// Snapshots that are open.
+    pub open_snapshots: u64,
+    /// Bytes in the block cache.
+    pub cache_bytes: u64,
+    /// Its capacity in bytes.
+    pub cache_bytes_max: u64,
+    /// In name order.
+    pub partitions: Vec<PartitionStatistics>,
+}
+
+/// What one partition holds.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct PartitionStatistics {
+    /// Its name.
+    pub name: String,
+    /// Tables on disk.
+    pub tables: u64,
+    /// Blob files on disk.
+    pub blob_files: u64,
+    /// Runs in the first level: writers slow down when they gather.
+    pub l0_runs: u64,
+    /// Bytes in tables and blob files.
+    pub disk_bytes: u64,
+    /// Bytes in its memtables.
+    pub memtable_bytes: u64,
+    /// Entries, overwritten and removed ones included.
+    pub approximate_len: u64,
+}
+
+impl Statistics {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        let map = shared.versions.current();
+        let mut partitions: Vec<_> = map
+            .values()
+            .map(|entry| PartitionStatistics {
+                name: entry.core.name.clone(),
+                tables: entry.tree.table_count() as u64,
+                blob_files: entry.tree.blob_file_count() as u64,
+                l0_runs: entry.tree.l0_runs() as u64,
+                disk_bytes: entry.tree.disk_space(),
+                memtable_bytes: entry.tree.memtable_bytes() + entry.tree.sealed_bytes(),
+                approximate_len: entry.tree.approximate_len() as u64,
+            })
+            .collect();
+        partitions.sort_by(|a, b| a.name.cmp(&b.name));
+        let (journal_segments, journal_bytes) =
+            shared.journal.with_segments(|s| (s.count() as u64, s.bytes()));
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            seqno: shared.views.visible(),
+            commits: load(&shared.committer.commits),
+            groups: load(&shared.committer.groups),
+            journal_bytes_written: shared.journal.bytes_written(),
+            journal_syncs: shared.journal.syncs(),
+            journal_segments,
+            journal_bytes,
+            memtable_bytes: load(&shared.committer.memtable_bytes),
+            sealed_memtables: map.values().map(|e| e.tree.sealed_memtables() as u64).sum(),
+            flushes: load(&shared.flushes),
+            compactions: load(&shared.compactions),
+            stalls: load(&shared.stall.count),
+            stall_time: Duration::from_nanos(load(&shared.stall.nanos)),
+            checkpoints: load(&shared.checkpoints),
+            open_snapshots: shared.views.count() as u64,
+            cache_bytes: shared.trees.cache_bytes(),
+            cache_bytes_max: shared.trees.cache_bytes_max(),
+            partitions,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The set of partitions: create, clear, drop, and the CATALOG that records it.
+//!
+//! What must stay true: each change is one frame in the journal, made between two groups, so that it
+//! has a place in the order of commits; CATALOG is written after the journal is synced and so never
+//! shows a state that the journal could still lose. A crash between the frame and CATALOG is
+//! finished by replay; between CATALOG and the removal of a directory by the next open.
+
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+
+use crate::Durability;
+use crate::catalog::{Catalog, Floor, PartitionEntry};
+use crate::commit::Turn;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::journal::items;
+use crate::keyspace::Shared;
+use crate::options::PartitionOptions;
+use crate::partition::{PartitionCore, check_name};
+use crate::tree::Tree;
+use crate::versions::Entry;
+
+impl Shared {
+    pub(crate) fn find_partition(&self, name: &str) -> Option<Arc<PartitionCore>> {
+        let map = self.versions.current();
+        map.values().find(|entry| entry.core.name == name).map(|entry| Arc::clone(&entry.core))
+    }
+
+    /// The partition `name`, created if there is none.
+    pub(crate) fn create_partition(
+        &self,
+        name: &str,
+        options: PartitionOptions,
+    ) -> Result<Arc<PartitionCore>> {
+        check_name(name)?;
+        if let Some(core) = self.find_partition(name) {
+            return Ok(core);
+        }
+        options.validate()?;
+        self.check_writable()?;
+        let mut catalog = self.catalog.lock();
+        if let Some(core) = self.find_partition(name) {
+            return Ok(core);
+        }
+        let (id, tree_id) = (catalog.next_partition, catalog.next_tree);
+        let tree = self.create_tree(tree_id, &options)?;
+        let entry = PartitionEntry {
+            id,
+            tree: tree_id,
+            name: name.to_owned(),
+            options: options.clone(),
+            floor: Floor::default(),
+        };
+        self.write_catalog(&mut catalog, |stored| {
+            stored.next_partition = id + 1;
+            stored.next_tree = tree_id + 1;
+            stored.partitions.push(entry);
+        })
+        .inspect_err(|_| tree.doom())?;
+        let core = Arc::new(PartitionCore::new(id, name.to_owned(), options, Arc::clone(&tree)));
+        self.register(&core, tree)?;
+        Ok(core)
+    }
+
+    /// Makes a created partition part of the history.
+    fn register(&self, core: &Arc<PartitionCore>, tree: Arc<Tree>) -> Result<()> {
+        let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
+        self.committer.between(move |turn| {
+            let seqno = turn.log(&items::create(core.id, &core.name), core.id)?;
+            versions.put(&core, &tree, seqno);
+            Ok(())
+        })
+    }
+
+    fn create_tree(&self, id: u64, options: &PartitionOptions) -> Result<Arc<Tree>> {
+        let dir = files::tree(&self.root, id);
+        // A leftover of an attempt that failed: CATALOG never named it.
+        files::remove_dir_if_present(&dir)?;
+        let create = || {
+            files::create_dir(&dir)?;
+            let tree = Tree::open(&dir, id, options, &self.trees)?;
+            files::sync_dir(&files::partitions(&self.root))?;
+            Ok(Arc::new(tree))
+        };
+        create().inspect_err(|_| {
+            // Give the space back; the next open removes what remains.
+            let _ = files::remove_dir_if_present(&dir);
+        })
+    }
+
+    /// `Partition::clear`: the partition moves on to an empty tree.
+    pub(crate) fn clear_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
+        self.check_writable()?;
+        core.check_alive()?;
+        let mut catalog = self.catalog.lock();
+        let tree_id = catalog.next_tree;
+        let tree = self.create_tree(tree_id, &core.options)?;
+        catalog.next_tree = tree_id + 1;
+        let old = core.tree();
+        let released = {
+            let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
+            self.committer.between(move |turn| {
+                core.check_alive()?;
+                let seqno = turn.log(&items::clear(core.id), core.id)?;
+                core.begin_generation(seqno, Arc::clone(&tree));
+                versions.put(&core, &tree, seqno);
+                Ok(old.memtable_bytes() + old.take_sealed_bytes())
+            })
+        };
+        self.release_memory(released?);
+        self.write_catalog(&mut catalog, |_| {})?;
+        core.retire_generations(self.views.oldest());
+        Ok(())
+    }
+
+    /// Drops the partition `name`; false when there is none.
+    pub(crate) fn drop_partition(&self, name: &str) -> Result<bool> {
+        self.check_writable()?;
+        let mut catalog = self.catalog.lock();
+        let Some(core) = self.find_partition(name) else { return Ok(false) };
+        let released = {
+            let (core, versions) = (Arc::clone(&core), Arc::clone(&self.versions));
+            self.committer.between(move |turn: &Turn<'_>| {
+                turn.log(&items::drop_partition(core.id), core.id)?;
+                core.mark_dropped();
+                versions.remove(core.id);
+                let tree = core.tree();
+                Ok(tree.memtable_bytes() + tree.take_sealed_bytes())
+            })
+        };
+        self.release_memory(released?);
+        self.write_catalog(&mut catalog, |_| {})?;
+        core.doom();
+        Ok(true)
+    }
+
+    /// Writes CATALOG as the keyspace is now, with `change` applied. The guard is the witness that
+    /// the set of partitions does not change meanwhile.
+    pub(crate) fn write_catalog(
+        &self,
+        catalog: &mut MutexGuard<'_, Catalog>,
+        change: impl FnOnce(&mut Catalog),
+    ) -> Result<()> {
+        let map = self.versions.current();
+        let position = self.journal.position();
+        // CATALOG must not run ahead of the journal.
+        self.journal.sync(Durability::SyncData)?;
+        let mut renewed = Catalog::clone(catalog);
+        renewed.last_seqno = position.last_seqno;
+        renewed.last_time_ms = position.last_time_ms;
+        renewed.partitions = map.values().map(|entry| catalog_entry(entry)).collect();
+        change(&mut renewed);
+        let base = self.journal.with_segments(|s| s.after(renewed.first_segment));
+        renewed.base_seqno = base.unwrap_or(renewed.base_seqno);
+        renewed.store(&self.root).map_err(|error| self.fail(error))?;
+        **catalog = renewed;
+        Ok(())
+    }
+
+    /// A failure that is not about space leaves the disk in a state we do not know.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        match &error {
+            Error::Io { .. } if error.kind() != crate::ErrorKind::Retry => {
+                self.journal.poison(error.clone());
+                error
+            }
+            _ => error,
+        }
+    }
+}
+
+/// A live partition as CATALOG has it.
+pub(crate) fn catalog_entry(entry: &Entry) -> PartitionEntry {
+    PartitionEntry {
+        id: entry.core.id,
+        tree: entry.tree.id,
+        name: entry.core.name.clone(),
+        options: entry.core.options.clone(),
+        floor: Floor { version: entry.version.id, flushed_upto: entry.flushed_upto },
+    }
+}

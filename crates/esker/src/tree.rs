@@ -1,0 +1,516 @@
+//! One LSM tree: the only module that names `lsm_tree`.
+//!
+//! What must stay true (the numbers are the rules of docs/architecture.md, "Building on lsm-tree"):
+//! - Trees get counters of their own (1): lsm-tree bumps them at every install, which would publish
+//!   half-applied batches. The private counter is reset before each operation, so every
+//!   super-version carries 0 or 1 and reads (whose seqnos are at least 2) always get the newest.
+//! - Inserts go to the cached memtable (2); `rotate` runs only where no batch is in flight.
+//! - One flush and one compaction run at a time; a compaction fixes its inputs before the next
+//!   flush may seal (`gate`), which is what the merge thresholds of `views` rest on.
+//! - A level never reaches 256 runs (5): a flush refuses to add one long before.
+//! - Whatever lsm-tree leaves behind (super-versions, obsolete manifests) is collected after every
+//!   operation (11).
+
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use lsm_tree::coding::Encode as _;
+use lsm_tree::config::{
+    BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
+};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, CompressionType, DescriptorTable, Guard as _, InternalValue,
+    IterGuardImpl, KvSeparationOptions, Memtable, SequenceNumberCounter, ValueType,
+};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+pub use lsm_tree::Slice;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::files;
+use crate::manifest::{BlobEntry, TableEntry, Version};
+use crate::options::{Compression, PartitionOptions};
+use crate::views::Views;
+
+/// Super-versions carry 0 or 1; this collects all but the newest.
+const COLLECT_ALL_BUT_NEWEST: u64 = 2;
+/// Flushes wait for compaction beyond this many runs in the first level.
+pub(crate) const L0_RUNS_MAX: usize = 200;
+/// Open table files kept for all trees of a keyspace.
+const OPEN_FILES: usize = 256;
+
+/// What all trees of a keyspace share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    cache: Arc<Cache>,
+    descriptors: Arc<DescriptorTable>,
+}
+
+impl Shared {
+    pub(crate) fn new(cache_bytes: u64) -> Self {
+        Self {
+            cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
+            descriptors: Arc::new(DescriptorTable::new(OPEN_FILES)),
+        }
+    }
+
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache.size()
+    }
+
+    pub(crate) fn cache_bytes_max(&self) -> u64 {
+        self.cache.capacity()
+    }
+}
+
+/// A version whose files stay on disk while this lives.
+pub(crate) struct PinnedVersion {
+    pub(crate) id: u64,
+    /// The version's type cannot be named outside of lsm-tree, so the clone lives in a closure.
+    list: Box<dyn Fn() -> Version + Send + Sync>,
+}
+
+impl PinnedVersion {
+    /// The files that make up the version.
+    pub(crate) fn files(&self) -> Version {
+        (self.list)()
+    }
+}
+
+pub(crate) struct Tree {
+    pub(crate) id: u64,
+    dir: PathBuf,
+    tree: AnyTree,
+    counter: SequenceNumberCounter,
+    active: RwLock<Arc<Memtable>>,
+    flushing: Mutex<()>,
+    compacting: Mutex<()>,
+    /// True while a compaction has taken its threshold and not fixed its inputs. Taken after
+    /// `flushing` or `compacting`.
+    gate: Mutex<bool>,
+    /// Reads below this number may miss values that a merge dropped.
+    gc_floor: AtomicU64,
+    l0_runs: AtomicU64,
+    /// Bytes in sealed memtables; whoever takes them gives them back to the write buffer.
+    sealed_bytes: AtomicU64,
+    /// A flush was asked for since the last seal.
+    flush_asked: AtomicBool,
+    /// Delete the directory when the last handle goes.
+    doomed: AtomicBool,
+}
+
+/// What a compaction run changed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Compacted {
+    Something,
+    Nothing,
+}
+
+impl Tree {
+    /// Opens the tree in `dir`, or creates it. The caller has checked `current`.
+    pub(crate) fn open(
+        dir: &Path,
+        id: u64,
+        options: &PartitionOptions,
+        shared: &Shared,
+    ) -> Result<Self> {
+        let counter = SequenceNumberCounter::default();
+        let config = configure(dir, options, shared, counter.clone());
+        // lsm-tree asserts on some damaged directories; that is corruption, not a bug of ours.
+        let tree = catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|_| Error::corrupt(dir, None, "the tree cannot be opened"))?
+            .map_err(|e| wrap("open the tree", dir, e))?;
+        let this = Self {
+            id,
+            dir: dir.to_path_buf(),
+            active: RwLock::new(tree.active_memtable()),
+            tree,
+            counter,
+            flushing: Mutex::new(()),
+            compacting: Mutex::new(()),
+            gate: Mutex::new(false),
+            gc_floor: AtomicU64::new(0),
+            l0_runs: AtomicU64::new(0),
+            sealed_bytes: AtomicU64::new(0),
+            flush_asked: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
+        };
+        this.note_runs();
+        Ok(this)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes the directory once nobody uses the tree any more.
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+    }
+
+    /// The newest version, pinned.
+    pub(crate) fn version(&self) -> PinnedVersion {
+        let version = self.tree.current_version();
+        let id = version.id();
+        let list = move || {
+            let levels = version.iter_levels().map(|level| {
+                let runs = level.iter().map(|run| {
+                    let tables = run.iter().map(|table| TableEntry {
+                        id: table.id(),
+                        checksum: table.checksum().into_u128(),
+                        global_seqno: table.global_seqno(),
+                    });
+                    tables.collect()
+                });
+                runs.collect()
+            });
+            let blobs = version.blob_files.iter();
+            Version {
+                id: version.id(),
+                separates_values: version.tree_type() == lsm_tree::TreeType::Blob,
+                levels: levels.collect(),
+                blobs: blobs
+                    .map(|b| BlobEntry { id: b.id(), checksum: b.checksum().into_u128() })
+                    .collect(),
+                gc_stats: version.gc_stats().encode_into_vec(),
+            }
+        };
+        PinnedVersion { id, list: Box::new(list) }
+    }
+
+    pub(crate) fn highest_persisted_seqno(&self) -> Option<u64> {
+        self.tree.get_highest_persisted_seqno()
+    }
+}
+
+/// Writing.
+impl Tree {
+    /// Adds an entry to the active memtable; returns its size in memory and the memtable's.
+    pub(crate) fn apply(&self, key: Slice, value: Option<Slice>, seqno: u64) -> (u64, u64) {
+        let item = match value {
+            Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
+            None => InternalValue::new_tombstone(key, seqno),
+        };
+        self.active.read().insert(item)
+    }
+
+    pub(crate) fn memtable_bytes(&self) -> u64 {
+        self.active.read().size()
+    }
+
+    pub(crate) fn sealed_memtables(&self) -> usize {
+        self.tree.sealed_memtable_count()
+    }
+
+    /// Keeps other flushes of this tree away while the guard lives.
+    pub(crate) fn lock_flushing(&self) -> MutexGuard<'_, ()> {
+        self.flushing.lock()
+    }
+
+    /// Waits until no compaction is between its threshold and its inputs, and keeps it so while
+    /// the guard lives: the caller seals the memtable meanwhile.
+    pub(crate) fn lock_gate(&self) -> MutexGuard<'_, bool> {
+        loop {
+            let gate = self.gate.lock();
+            if !*gate || self.is_compacting() {
+                return gate;
+            }
+            drop(gate);
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn is_compacting(&self) -> bool {
+        match &self.tree {
+            AnyTree::Standard(tree) => tree.is_compacting(),
+            AnyTree::Blob(tree) => tree.index.is_compacting(),
+        }
+    }
+
+    /// Lets a version install that is under way finish, so that `rotate` need not wait for it.
+    pub(crate) fn settle(&self) {
+        drop(self.tree.get_version_history_lock());
+    }
+
+    /// Seals the active memtable. Only where no batch is in flight.
+    pub(crate) fn rotate(&self) {
+        let sealed = self.tree.rotate_memtable();
+        *self.active.write() = self.tree.active_memtable();
+        self.sealed_bytes.fetch_add(sealed.map_or(0, |m| m.size()), Ordering::AcqRel);
+        self.flush_asked.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn sealed_bytes(&self) -> u64 {
+        self.sealed_bytes.load(Ordering::Acquire)
+    }
+
+    /// The bytes of sealed memtables, taken off this tree's account.
+    pub(crate) fn take_sealed_bytes(&self) -> u64 {
+        self.sealed_bytes.swap(0, Ordering::AcqRel)
+    }
+
+    /// True the first time since the last seal.
+    pub(crate) fn ask_for_flush(&self) -> bool {
+        !self.flush_asked.swap(true, Ordering::AcqRel)
+    }
+
+    /// Writes the sealed memtables to tables. `threshold` is for their newest entry, see `views`.
+    /// The journal must be synced up to that entry.
+    pub(crate) fn flush(&self, _flushing: &MutexGuard<'_, ()>, threshold: u64) -> Result<()> {
+        if self.tree.sealed_memtable_count() == 0 {
+            return Ok(());
+        }
+        self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
+        let first_new_table = self.tree.next_table_id();
+        self.counter.set(0);
+        let lock = self.tree.get_flush_lock();
+        let flushed = self.tree.flush(&lock, threshold);
+        drop(lock);
+        let flushed = flushed.map_err(|e| wrap("flush into", &self.dir, e));
+        if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
+            && let Some(_compacting) = self.compacting.try_lock()
+        {
+            self.remove_leftovers(first_new_table);
+        }
+        flushed?;
+        self.collect()
+    }
+
+    /// One round of compaction, if the tree wants one.
+    pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
+        let compacting = self.compacting.lock();
+        let threshold = {
+            // A flush that sealed before this moment holds nothing newer than what is visible; one
+            // that seals later waits at the gate until the inputs are fixed.
+            let mut gate = self.gate.lock();
+            *gate = true;
+            views.merge_threshold(views.visible())
+        };
+        self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
+        let before = self.tree.current_version().id();
+        let first_new_table = self.tree.next_table_id();
+        self.counter.set(0);
+        let result = match strategy {
+            Strategy::Leveled { table_bytes, l0_runs } => {
+                let leveled = lsm_tree::compaction::Leveled::default()
+                    .with_table_target_size(table_bytes)
+                    .with_l0_threshold(l0_runs);
+                self.tree.compact(Arc::new(leveled), threshold)
+            }
+            Strategy::Everything { table_bytes } => self.tree.major_compact(table_bytes, threshold),
+        };
+        *self.gate.lock() = false;
+        let result = result.map_err(|e| wrap("compact", &self.dir, e));
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
+            && let Some(_flushing) = self.flushing.try_lock()
+        {
+            self.remove_leftovers(first_new_table);
+        }
+        drop(compacting);
+        result?;
+        self.collect()?;
+        let changed = self.tree.current_version().id() != before;
+        Ok(if changed { Compacted::Something } else { Compacted::Nothing })
+    }
+
+    /// Lets go of every super-version but the newest, and of the files that only they held.
+    fn collect(&self) -> Result<()> {
+        self.note_runs();
+        let mut history = self.tree.get_version_history_lock();
+        let collected = history.maintenance(&self.dir, COLLECT_ALL_BUT_NEWEST);
+        drop(history);
+        collected.map_err(|e| wrap("remove old manifests of", &self.dir, e))
+    }
+
+    /// Gives back the space of tables that a failed operation left half-written. Tables from
+    /// `first_new_table` on that the newest version lacks are nobody's while the caller holds both
+    /// `flushing` and `compacting`.
+    fn remove_leftovers(&self, first_new_table: u64) {
+        let live = self.version().files();
+        let names = files::names(&files::tables(&self.dir)).unwrap_or_default();
+        for id in names.iter().filter_map(|name| files::parse_id(name)) {
+            if id >= first_new_table && !live.tables().any(|table| table.id == id) {
+                // Best effort: the next open removes what remains.
+                let _ = std::fs::remove_file(files::table(&self.dir, id));
+            }
+        }
+    }
+
+    fn note_runs(&self) {
+        self.l0_runs.store(self.tree.l0_run_count() as u64, Ordering::Release);
+    }
+
+    /// Runs in the first level, as of the last operation.
+    pub(crate) fn l0_runs(&self) -> usize {
+        self.l0_runs.load(Ordering::Acquire) as usize
+    }
+}
+
+/// Which compaction to run.
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Strategy {
+    /// Leveled, as the sizes ask for it.
+    Leveled { table_bytes: u64, l0_runs: u8 },
+    /// Everything into the last level.
+    Everything { table_bytes: u64 },
+}
+
+/// Reading. `read_seqno` sees the commits below it; `Err(Overtaken)` is not an error of the tree.
+impl Tree {
+    /// Whether a read that took the tree's newest version after taking `read_seqno` can trust it.
+    fn overtaken(&self, read_seqno: u64) -> bool {
+        self.gc_floor.load(Ordering::Acquire) > read_seqno
+    }
+
+    /// Runs `read` and says `None` when a merge may have dropped what it should have seen.
+    pub(crate) fn read<T>(
+        &self,
+        read_seqno: u64,
+        read: impl FnOnce(&Self) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let result = read(self);
+        (!self.overtaken(read_seqno)).then_some(result)
+    }
+
+    pub(crate) fn get(&self, key: &[u8], read_seqno: u64) -> Result<Option<Slice>> {
+        self.tree.get(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+    }
+
+    pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
+        self.tree.contains_key(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+    }
+
+    pub(crate) fn size_of(&self, key: &[u8], read_seqno: u64) -> Result<Option<u32>> {
+        self.tree.size_of(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+    }
+
+    pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
+        let inner = self.tree.range::<Slice, _>(bounds, read_seqno, None);
+        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
+    }
+
+    pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
+        let inner = self.tree.prefix(prefix, read_seqno, None);
+        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
+    }
+
+    pub(crate) fn approximate_len(&self) -> usize {
+        self.tree.approximate_len()
+    }
+
+    pub(crate) fn table_count(&self) -> usize {
+        self.tree.table_count()
+    }
+
+    pub(crate) fn blob_file_count(&self) -> usize {
+        self.tree.blob_file_count()
+    }
+
+    pub(crate) fn disk_space(&self) -> u64 {
+        self.tree.disk_space()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if self.doomed.load(Ordering::Acquire) {
+            // CATALOG no longer names it: what cannot be removed now is removed at the next open.
+            if let Err(error) = files::remove_dir_if_present(&self.dir) {
+                tracing::warn!(%error, "a dropped tree stays on disk until the next open");
+            }
+        }
+    }
+}
+
+/// Entries of one tree, from both ends, values still where they are.
+pub(crate) struct RawIter {
+    inner: Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>,
+    dir: Arc<Path>,
+}
+
+impl RawIter {
+    fn entry(&self, guard: IterGuardImpl) -> Result<(Slice, Slice)> {
+        guard.into_inner().map_err(|e| wrap("read from", &self.dir, e))
+    }
+
+    fn key(&self, guard: IterGuardImpl) -> Result<Slice> {
+        guard.key().map_err(|e| wrap("read from", &self.dir, e))
+    }
+
+    pub(crate) fn next_entry(&mut self) -> Option<Result<(Slice, Slice)>> {
+        let guard = self.inner.next()?;
+        Some(self.entry(guard))
+    }
+
+    pub(crate) fn next_entry_back(&mut self) -> Option<Result<(Slice, Slice)>> {
+        let guard = self.inner.next_back()?;
+        Some(self.entry(guard))
+    }
+
+    pub(crate) fn next_key(&mut self) -> Option<Result<Slice>> {
+        let guard = self.inner.next()?;
+        Some(self.key(guard))
+    }
+
+    pub(crate) fn next_key_back(&mut self) -> Option<Result<Slice>> {
+        let guard = self.inner.next_back()?;
+        Some(self.key(guard))
+    }
+}
+
+fn configure(
+    dir: &Path,
+    options: &PartitionOptions,
+    shared: &Shared,
+    counter: SequenceNumberCounter,
+) -> lsm_tree::Config {
+    let filter = if options.filter_bits_per_key > 0.0 {
+        let bits = BloomConstructionPolicy::BitsPerKey(options.filter_bits_per_key);
+        FilterPolicy::all(FilterPolicyEntry::Bloom(bits))
+    } else {
+        FilterPolicy::disabled()
+    };
+    let blocks = match options.compression {
+        Compression::None => CompressionPolicy::disabled(),
+        Compression::Lz4 => CompressionPolicy::new([CompressionType::None, CompressionType::Lz4]),
+    };
+    let values = match options.compression {
+        Compression::None => CompressionType::None,
+        Compression::Lz4 => CompressionType::Lz4,
+    };
+    let separation = options.separate_values_from.map(|bytes| {
+        KvSeparationOptions::default()
+            .separation_threshold(bytes)
+            .file_target_size(options.table_bytes)
+            .compression(values)
+    });
+    lsm_tree::Config::new(dir, counter, SequenceNumberCounter::default())
+        .use_cache(Arc::clone(&shared.cache))
+        .use_descriptor_table(Some(Arc::clone(&shared.descriptors)))
+        .data_block_size_policy(BlockSizePolicy::all(options.block_bytes))
+        .data_block_compression_policy(blocks)
+        .filter_policy(filter)
+        .with_kv_separation(separation)
+}
+
+/// lsm-tree's errors name no file; the tree's directory is the closest that is known. `verify`
+/// finds the file and the offset.
+fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {
+    match error {
+        lsm_tree::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
+            Error::io(operation, dir, e)
+        }
+        lsm_tree::Error::ChecksumMismatch { got, expected } => Error::corrupt_because(
+            dir,
+            None,
+            "a block's checksum does not match; verify names the file",
+            format!("{:032x}", expected.into_u128()),
+            format!("{:032x}", got.into_u128()),
+        ),
+        other => Error::corrupt(dir, None, format!("{other:?}; verify names the file")),
+    }
+}

@@ -1,0 +1,119 @@
+//! Which commits are visible, which read views are open, and what compaction may forget.
+//!
+//! A read view is a number: at `read_seqno` it sees the commits below it. lsm-tree keeps a history
+//! of super-versions to serve old views; we do not use it, because it pins every table since the
+//! oldest view. Instead trees always read their newest super-version, and what must stay true is:
+//! **a merge drops an old value only when no open view, now or later, can ask for it.**
+//!
+//! lsm-tree's rule for dropping is coarser than that: given a threshold, a value below it goes as
+//! soon as any newer one is merged with it, however new. So a merge gets either 0 (drop nothing) or
+//! one more than the newest commit that its inputs can hold; the latter only if every open view is
+//! newer than its inputs. Views that open later are newer by construction, as long as the inputs
+//! are fixed when the threshold is taken (see `Tree::gate`).
+//!
+//! Reads without a snapshot do not register. They may be overtaken by a merge between taking their
+//! number and taking the tree's version; each tree remembers the highest threshold it used
+//! (`gc_floor`), and a read that finds itself below it simply starts again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+#[derive(Debug, Default)]
+pub(crate) struct Views {
+    visible: AtomicU64,
+    /// Open views by their read seqno.
+    open: Mutex<BTreeMap<u64, usize>>,
+}
+
+impl Views {
+    /// Views of a keyspace that was recovered up to `visible`.
+    pub(crate) fn new(visible: u64) -> Self {
+        Self { visible: AtomicU64::new(visible), open: Mutex::default() }
+    }
+
+    /// The newest commit that readers see.
+    pub(crate) fn visible(&self) -> u64 {
+        self.visible.load(Ordering::Acquire)
+    }
+
+    /// The read seqno of a view that sees everything visible now.
+    pub(crate) fn read_seqno(&self) -> u64 {
+        self.visible() + 1
+    }
+
+    /// Makes commits up to `seqno` visible. Only the leader of the commit queue calls this, after
+    /// they are applied.
+    pub(crate) fn publish(&self, seqno: u64) {
+        self.visible.fetch_max(seqno, Ordering::AcqRel);
+    }
+
+    pub(crate) fn open(self: &Arc<Self>) -> View {
+        let mut open = self.open.lock();
+        let read_seqno = self.read_seqno();
+        *open.entry(read_seqno).or_insert(0) += 1;
+        View { views: Arc::clone(self), read_seqno }
+    }
+
+    /// The threshold for a merge whose inputs hold nothing newer than `newest`.
+    pub(crate) fn merge_threshold(&self, newest: u64) -> u64 {
+        let open = self.open.lock();
+        match open.first_key_value() {
+            Some((&oldest, _)) if oldest <= newest => 0,
+            _ => newest + 1,
+        }
+    }
+
+    /// The read seqno of the oldest open view.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.open.lock().first_key_value().map(|(&seqno, _)| seqno)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.open.lock().values().sum()
+    }
+}
+
+/// An open read view, closed on drop.
+#[derive(Debug)]
+pub(crate) struct View {
+    views: Arc<Views>,
+    read_seqno: u64,
+}
+
+impl View {
+    pub(crate) fn read_seqno(&self) -> u64 {
+        self.read_seqno
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let mut open = self.views.open.lock();
+        if let Some(count) = open.get_mut(&self.read_seqno) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.read_seqno);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_drops_nothing_while_an_older_view_is_open() {
+        let views = Arc::new(Views::new(10));
+        assert_eq!(views.merge_threshold(10), 11);
+        let view = views.open();
+        assert_eq!(view.read_seqno(), 11);
+        assert_eq!(views.merge_threshold(10), 11, "the view is newer than the inputs");
+        assert_eq!(views.merge_threshold(11), 0, "an input may hide what the view sees");
+        drop(view);
+        assert_eq!(views.merge_threshold(11), 12);
+    }
+}

@@ -46,9 +46,11 @@ struct Write {
     durability: Durability,
 }
 
+type Between = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
+
 enum Job {
     Write(Write),
-    Between(Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>),
+    Between(Between),
 }
 
 struct Request {

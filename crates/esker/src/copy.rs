@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::files::{self, KeyspaceLock, Transfer};
 use crate::journal::reader::Tail;
 use crate::progress::{Moved, Phase, Progress};
-use crate::recovery;
+use crate::survey;
 use crate::verify::check_directory;
 
 /// How [`cold_copy`] works.
@@ -103,7 +103,7 @@ pub fn cold_copy(
     let (source, target) = (source.as_ref(), target.as_ref());
     let CopyOptions { transfer, verify, progress } = options;
     let mut progress = progress.unwrap_or_else(|| Box::new(|_| {}));
-    recovery::load_catalog(source)?;
+    survey::load_catalog(source)?;
     let _lock = KeyspaceLock::acquire_untouched(source)?;
     assemble::check_target(source, target)?;
     let (plan, seqno) = survey(source)?;
@@ -130,14 +130,14 @@ pub fn cold_copy(
 /// What the source consists of, and its newest commit.
 fn survey(source: &Path) -> Result<(Plan, u64)> {
     // Again, now that nobody can change it.
-    let catalog = recovery::load_catalog(source)?;
+    let catalog = survey::load_catalog(source)?;
     let mut trees = Vec::new();
     for entry in &catalog.partitions {
-        let checked = recovery::survey_tree(source, entry)?;
+        let checked = survey::survey_tree(source, entry)?;
         let (version, manifest) = (checked.version, checked.manifest);
         trees.push(PlannedTree { id: entry.tree, version, manifest });
     }
-    let (scans, journal) = recovery::plan_journal(source, &catalog)?;
+    let (scans, journal) = survey::plan_journal(source, &catalog)?;
     let segments = scans
         .iter()
         .map(|scan| PlannedSegment {

@@ -74,7 +74,7 @@ pub(crate) fn version(tree: &Path, id: u64) -> PathBuf {
 
 /// `journal/00000000000000000042.jnl`
 pub(crate) fn segment(root: &Path, id: u64) -> PathBuf {
-    journal(root).join(format!("{id:0width$}{SEGMENT_SUFFIX}", width = SEGMENT_DIGITS))
+    journal(root).join(format!("{id:0SEGMENT_DIGITS$}{SEGMENT_SUFFIX}"))
 }
 
 /// The id in a segment's file name; `None` for any other name.

@@ -18,7 +18,7 @@ use crate::catalog::{Catalog, PartitionEntry};
 use crate::error::{Corruption, Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
 use crate::progress::{Phase, Progress};
-use crate::recovery;
+use crate::survey;
 
 /// Large enough to be read at full speed, small enough to stay in the cache while it is hashed.
 const READ_BYTES: usize = 256 << 10;
@@ -133,7 +133,7 @@ impl From<Corruption> for Problem {
 pub fn verify(path: impl AsRef<Path>, options: VerifyOptions) -> Result<VerifyReport> {
     let root = path.as_ref();
     // Tells a directory that is no keyspace from one whose CATALOG is damaged.
-    match recovery::load_catalog(root) {
+    match survey::load_catalog(root) {
         Ok(_) | Err(Error::Corrupt(_)) => {}
         Err(error) => return Err(error),
     }
@@ -251,7 +251,7 @@ impl<'a> Examination<'a> {
     fn look_at_tree(&mut self, entry: &PartitionEntry) -> Result<()> {
         let dir = files::tree(self.root, entry.tree);
         self.known.insert(files::current(&dir));
-        let checked = match recovery::survey_tree(self.root, entry) {
+        let checked = match survey::survey_tree(self.root, entry) {
             Err(Error::Io { source, path, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -302,7 +302,7 @@ impl<'a> Examination<'a> {
             self.count_bytes(&path);
             self.known.insert(path);
         }
-        let planned = recovery::plan_journal(self.root, catalog);
+        let planned = survey::plan_journal(self.root, catalog);
         if let Some((_, plan)) = self.note(planned)? {
             self.report.seqno = plan.last_seqno;
             self.report.torn_tail = plan

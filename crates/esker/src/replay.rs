@@ -1,0 +1,212 @@
+//! Replays the journal into trees that nobody reads yet.
+//!
+//! What must stay true: a partition takes only what its tables lack; memory stays bounded (memtables
+//! are flushed as they fill); and nothing is removed before the CATALOG that no longer names it is
+//! stored, so that replay can be repeated from any point.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::catalog::{Catalog, Floor, PartitionEntry};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::journal::format::Identity;
+use crate::journal::items::{Item, Items};
+use crate::journal::reader::{self, Frame};
+use crate::partition::PartitionCore;
+use crate::survey::JournalPlan;
+use crate::tree::{self, Slice, Tree};
+use crate::versions::Versions;
+
+/// Trees that take what the journal holds for them.
+pub(crate) struct Replay<'a> {
+    root: PathBuf,
+    config: &'a Config,
+    pub(crate) trees: tree::Shared,
+    live: BTreeMap<u32, Replayed>,
+    /// Dropped on the way; their directories go when CATALOG no longer names them.
+    dropped: Vec<Replayed>,
+    next_partition: u32,
+    next_tree: u64,
+}
+
+struct Replayed {
+    core: Arc<PartitionCore>,
+    /// Commits up to this one are in the tree's tables already.
+    upto: u64,
+    /// The tree that the last clear made, and the one to read.
+    tree: Arc<Tree>,
+}
+
+impl<'a> Replay<'a> {
+    pub(crate) fn open_trees(root: &Path, catalog: &Catalog, config: &'a Config) -> Result<Self> {
+        let trees = tree::Shared::new(config.cache_bytes);
+        let mut live = BTreeMap::new();
+        for entry in &catalog.partitions {
+            let dir = files::tree(root, entry.tree);
+            let tree = Arc::new(Tree::open(&dir, entry.tree, &entry.options, &trees)?);
+            let upto = entry.floor.flushed_upto.max(tree.highest_persisted_seqno().unwrap_or(0));
+            let core = PartitionCore::new(
+                entry.id,
+                entry.name.clone(),
+                entry.options.clone(),
+                Arc::clone(&tree),
+            );
+            live.insert(entry.id, Replayed { core: Arc::new(core), upto, tree });
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+            config,
+            trees,
+            live,
+            dropped: Vec::new(),
+            next_partition: catalog.next_partition,
+            next_tree: catalog.next_tree,
+        })
+    }
+
+    /// Replays the planned segments, which lie in the keyspace `source`.
+    pub(crate) fn run(&mut self, source: &Path, plan: &JournalPlan) -> Result<()> {
+        let catalog = Catalog::load(source)?;
+        let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
+        for &id in &plan.replay {
+            let path = files::segment(source, id);
+            reader::scan(&path, id, identity, None, &mut |frame| self.frame(&path, &frame))?;
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, path: &Path, frame: &Frame<'_>) -> Result<()> {
+        let corrupt = |what: &str| Error::corrupt(path, Some(frame.offset), what);
+        for item in Items::new(frame.payload, frame.items) {
+            let item = item.map_err(|_| corrupt("the frame's payload is not made of items"))?;
+            match item {
+                Item::Put { partition, key, value } => {
+                    let Some(target) = self.target(partition, frame.seqno, &corrupt)? else {
+                        continue;
+                    };
+                    let value = value
+                        .bytes()
+                        .ok_or_else(|| corrupt("a compressed value does not decompress"))?;
+                    target.tree.apply(Slice::from(key), Some(Slice::from(value)), frame.seqno);
+                }
+                Item::Delete { partition, key } => {
+                    let Some(target) = self.target(partition, frame.seqno, &corrupt)? else {
+                        continue;
+                    };
+                    target.tree.apply(Slice::from(key), None, frame.seqno);
+                }
+                Item::Clear { partition } => {
+                    if self.target(partition, frame.seqno, &corrupt)?.is_some() {
+                        self.clear(partition, frame.seqno)?;
+                    }
+                }
+                Item::Drop { partition } => {
+                    self.dropped.extend(self.live.remove(&partition));
+                }
+                Item::Create { partition, .. } => {
+                    self.target(partition, frame.seqno, &corrupt)?;
+                }
+            }
+        }
+        self.bound_memory(frame.seqno)
+    }
+
+    /// The partition to apply to; `None` when its tables have it or it was dropped later.
+    fn target(
+        &self,
+        partition: u32,
+        seqno: u64,
+        corrupt: &dyn Fn(&str) -> Error,
+    ) -> Result<Option<&Replayed>> {
+        if partition >= self.next_partition {
+            return Err(corrupt("an item names a partition that CATALOG never had"));
+        }
+        Ok(self.live.get(&partition).filter(|target| target.upto < seqno))
+    }
+
+    fn clear(&mut self, partition: u32, seqno: u64) -> Result<()> {
+        let Some(target) = self.live.get_mut(&partition) else { return Ok(()) };
+        let id = self.next_tree;
+        let dir = files::tree(&self.root, id);
+        files::remove_dir_if_present(&dir)?;
+        files::create_dir(&dir)?;
+        let tree = Arc::new(Tree::open(&dir, id, &target.core.options, &self.trees)?);
+        files::sync_dir(&files::partitions(&self.root))?;
+        target.core.begin_generation(seqno, Arc::clone(&tree));
+        target.tree = tree;
+        target.upto = seqno;
+        self.next_tree = id + 1;
+        Ok(())
+    }
+
+    fn bound_memory(&mut self, seqno: u64) -> Result<()> {
+        let mut total = 0;
+        for target in self.live.values() {
+            let bytes = target.tree.memtable_bytes();
+            if bytes >= self.config.memtable_bytes {
+                target.flush(seqno)?;
+            } else {
+                total += bytes;
+            }
+        }
+        if total >= self.config.write_buffer_bytes_max { self.flush_all(seqno) } else { Ok(()) }
+    }
+
+    pub(crate) fn flush_all(&self, newest: u64) -> Result<()> {
+        self.live.values().try_for_each(|target| target.flush(newest))
+    }
+
+    /// The catalog and the version map after replay.
+    pub(crate) fn finish(&self, catalog: &mut Catalog, plan: &JournalPlan) -> Versions {
+        let versions = Versions::default();
+        catalog.partitions.clear();
+        for (&id, target) in &self.live {
+            let in_memory = target.tree.memtable_bytes() > 0;
+            let flushed_upto =
+                if in_memory { target.upto } else { plan.last_seqno.max(target.upto) };
+            versions.put(&target.core, &target.tree, flushed_upto);
+            let floor = Floor { version: target.tree.version().id, flushed_upto };
+            catalog.partitions.push(PartitionEntry {
+                id,
+                tree: target.tree.id,
+                name: target.core.name.clone(),
+                options: target.core.options.clone(),
+                floor,
+            });
+        }
+        catalog.next_tree = self.next_tree;
+        catalog.last_seqno = plan.last_seqno;
+        catalog.base_seqno = plan.last_seqno;
+        catalog.last_time_ms = plan.last_time_ms;
+        versions
+    }
+
+    /// Bytes that replay left in memory.
+    pub(crate) fn memtable_bytes(&self) -> u64 {
+        self.live.values().map(|target| target.tree.memtable_bytes()).sum()
+    }
+
+    /// Removes the trees that clears and drops left behind. CATALOG no longer names them.
+    pub(crate) fn remove_superseded(&mut self) {
+        for target in self.live.values() {
+            target.core.retire_generations(None);
+        }
+        for dropped in self.dropped.drain(..) {
+            dropped.core.doom();
+        }
+    }
+}
+
+impl Replayed {
+    /// Nobody reads yet, so nothing older than `newest` that is overwritten has to stay.
+    fn flush(&self, newest: u64) -> Result<()> {
+        let flushing = self.tree.lock_flushing();
+        self.tree.rotate();
+        self.tree.flush(&flushing, newest + 1)?;
+        self.tree.take_sealed_bytes();
+        Ok(())
+    }
+}

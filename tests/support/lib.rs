@@ -1,1 +1,11 @@
-//! Fixtures.
+//! Fixtures: what tests do to keyspaces, as verbs.
+
+pub mod chaos;
+pub mod child;
+pub mod files;
+pub mod random;
+pub mod store;
+
+pub use files::{crash_image, fingerprint};
+pub use random::Seeded;
+pub use store::{Content, Store, content, fill, open_content};

@@ -97,11 +97,14 @@ impl Shared {
     /// Lets go of cleared trees that no view needs, where the CATALOG on disk names the newer one.
     fn retire_generations(&self) {
         let catalog = self.catalog.lock();
+        let mut retired = Vec::new();
         for entry in self.versions.current().values() {
             if catalog.partition(entry.core.id).is_some_and(|stored| stored.tree == entry.tree.id) {
-                entry.core.retire_generations(self.views.oldest());
+                retired.extend(entry.core.retire_generations(self.views.oldest()));
             }
         }
+        drop(catalog);
+        drop(retired);
     }
 
     /// Creates the next journal segment and lists it in CATALOG, unless there is one.

@@ -447,7 +447,7 @@ impl Shared {
         last.store(&self.root)?;
         *catalog = last;
         for entry in self.versions.current().values() {
-            entry.core.retire_generations(None);
+            drop(entry.core.retire_generations(None));
         }
         recovery::remove_segments_before(&self.root, newest + 1)
     }

@@ -73,14 +73,19 @@ impl PartitionCore {
         self.generations.write().push(Generation { since, tree });
     }
 
-    /// Lets go of trees that no view older than `oldest_view` can ask for, and dooms them.
-    pub(crate) fn retire_generations(&self, oldest_view: Option<u64>) {
+    /// Lets go of trees that no view older than `oldest_view` can ask for, and dooms them. The
+    /// caller drops them outside of every lock that readers take: that deletes their files.
+    #[must_use = "dropping the trees deletes their files"]
+    pub(crate) fn retire_generations(&self, oldest_view: Option<u64>) -> Vec<Arc<Tree>> {
         let mut generations = self.generations.write();
-        while generations.len() > 1
-            && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
+        let mut retired = Vec::new();
+        while generations.len() > 1 && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
         {
-            generations.remove(0).tree.doom();
+            let tree = generations.remove(0).tree;
+            tree.doom();
+            retired.push(tree);
         }
+        retired
     }
 
     pub(crate) fn mark_dropped(&self) {

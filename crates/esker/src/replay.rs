@@ -134,6 +134,7 @@ impl<'a> Replay<'a> {
         files::remove_dir_if_present(&dir)?;
         files::create_dir(&dir)?;
         let tree = Arc::new(Tree::open(&dir, id, &target.core.options, &self.trees)?);
+        files::sync_dir(&dir)?;
         files::sync_dir(&files::partitions(&self.root))?;
         target.core.begin_generation(seqno, Arc::clone(&tree));
         target.tree = tree;
@@ -192,7 +193,7 @@ impl<'a> Replay<'a> {
     /// Removes the trees that clears and drops left behind. CATALOG no longer names them.
     pub(crate) fn remove_superseded(&mut self) {
         for target in self.live.values() {
-            target.core.retire_generations(None);
+            drop(target.core.retire_generations(None));
         }
         for dropped in self.dropped.drain(..) {
             dropped.core.doom();

@@ -80,6 +80,7 @@ impl Shared {
         let create = || {
             files::create_dir(&dir)?;
             let tree = Tree::open(&dir, id, options, &self.trees)?;
+            files::sync_dir(&dir)?;
             files::sync_dir(&files::partitions(&self.root))?;
             Ok(Arc::new(tree))
         };
@@ -110,7 +111,8 @@ impl Shared {
         };
         self.release_memory(released?);
         self.write_catalog(&mut catalog, |_| {})?;
-        core.retire_generations(self.views.oldest());
+        drop(catalog);
+        drop(core.retire_generations(self.views.oldest()));
         Ok(())
     }
 

@@ -320,6 +320,10 @@ impl Tree {
     /// Lets go of every super-version but the newest, and of the files that only they held.
     fn collect(&self) -> Result<()> {
         self.note_runs();
+        if matches!(self.tree, AnyTree::Blob(_)) {
+            // lsm-tree syncs new blob files but not the directory that names them (12).
+            files::sync_dir(&files::blobs(&self.dir))?;
+        }
         let mut history = self.tree.get_version_history_lock();
         let collected = history.maintenance(&self.dir, COLLECT_ALL_BUT_NEWEST);
         drop(history);

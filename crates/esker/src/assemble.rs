@@ -164,7 +164,9 @@ impl Plan {
         for planned in self.files() {
             let (from, to) = (self.source.join(&planned.relative), dir.join(&planned.relative));
             let placed = match planned.identity {
-                Identity::Segment(segment) if !segment.sealed => files::duplicate(&from, &to),
+                Identity::Segment(segment) if !segment.sealed => {
+                    files::duplicate(&from, &to, transfer)
+                }
                 _ => files::place(&from, &to, transfer),
             }?;
             let bytes = std::fs::metadata(&to).at("inspect", &to)?.len();

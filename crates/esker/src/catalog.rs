@@ -154,8 +154,6 @@ impl Catalog {
         let stored = Take::new(stored).u128().map_err(truncated)?;
         let computed = xxh3_128(content);
         if stored != computed {
-            // A version that we do not know may checksum differently: believe the version only
-            // when our own checksum would not contradict it.
             return Err(Error::corrupt_because(
                 path,
                 Some(content.len() as u64),

@@ -224,12 +224,13 @@ impl<'a> CheckpointBuilder<'a> {
     /// Freezes, links and lets go; then, for a target elsewhere, copies from the links.
     fn take(&mut self, shared: &Arc<Shared>, unfinished: &Unfinished) -> Result<Taken> {
         let dir = unfinished.path();
-        let elsewhere = files::device(dir)? != files::device(&shared.root)?;
-        let staged = elsewhere || self.transfer == Transfer::Copy;
+        // Links on the keyspace's own filesystem take milliseconds; where the target cannot be
+        // linked to, they are made here and copied once nothing is pinned any more.
+        let direct = self.transfer == Transfer::Auto && files::can_link(&shared.root, dir)?;
+        let staging_root = files::staging(&shared.root);
+        let staged = !direct && files::can_link(&shared.root, &staging_root)?;
         let staging = if staged {
-            Some(Unfinished::create(
-                files::staging(&shared.root).join(assemble::tag().to_string()),
-            )?)
+            Some(Unfinished::create(staging_root.join(assemble::tag().to_string()))?)
         } else {
             None
         };
@@ -240,7 +241,8 @@ impl<'a> CheckpointBuilder<'a> {
         let began = Instant::now();
         let frozen = freeze(shared)?;
         let mut plan = self.plan(shared, &frozen)?;
-        let mut built = plan.build(first_dir, Transfer::Auto, Phase::Link, &mut *self.progress)?;
+        let transfer = if staged { Transfer::Auto } else { self.transfer };
+        let mut built = plan.build(first_dir, transfer, Phase::Link, &mut *self.progress)?;
         let left_out = self.left_out(&frozen.map);
         let (seqno, freeze) = (frozen.seqno, frozen.freeze);
         drop((frozen, holds));

@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, RenameFlags};
@@ -235,11 +235,6 @@ pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
     sync_dir(parent(target))
 }
 
-/// The device a path lies on: equal devices mean that hard links can work.
-pub(crate) fn device(path: &Path) -> Result<u64> {
-    Ok(fs::metadata(path).at("inspect", path)?.dev())
-}
-
 /// How a file reached its new name.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -265,23 +260,34 @@ pub enum Transfer {
 /// Gives an immutable file a second name. Links need no sync of their own bytes; what was
 /// reflinked or copied must be synced by the caller.
 pub(crate) fn place(source: &Path, target: &Path, transfer: Transfer) -> Result<Placed> {
-    if transfer == Transfer::Copy {
-        return copy(source, target).map(|()| Placed::Copied);
+    if transfer == Transfer::Auto {
+        match fs::hard_link(source, target) {
+            Ok(()) => return Ok(Placed::Linked),
+            Err(e) if link_may_not_work_here(&e) => {}
+            Err(e) => return Err(Error::io("link", source, e)),
+        }
     }
-    match fs::hard_link(source, target) {
-        Ok(()) => return Ok(Placed::Linked),
-        Err(e) if link_may_not_work_here(&e) => {}
-        Err(e) => return Err(Error::io("link", source, e)),
-    }
-    duplicate(source, target)
+    duplicate(source, target, transfer)
 }
 
 /// Gives a mutable file's bytes a second name: never a link.
-pub(crate) fn duplicate(source: &Path, target: &Path) -> Result<Placed> {
-    if reflink(source, target)? {
+pub(crate) fn duplicate(source: &Path, target: &Path, transfer: Transfer) -> Result<Placed> {
+    if transfer == Transfer::Auto && reflink(source, target)? {
         return Ok(Placed::Reflinked);
     }
     copy(source, target).map(|()| Placed::Copied)
+}
+
+/// Whether files of the keyspace `root` can be linked into `dir`: not across devices, nor across
+/// mounts of one device, nor on filesystems without links. Asks with CATALOG, which is only ever
+/// replaced, never written in place.
+pub(crate) fn can_link(root: &Path, dir: &Path) -> Result<bool> {
+    let probe = dir.join("probe");
+    match fs::hard_link(catalog(root), &probe) {
+        Ok(()) => remove_if_present(&probe).map(|()| true),
+        Err(e) if link_may_not_work_here(&e) => Ok(false),
+        Err(e) => Err(Error::io("link into", dir, e)),
+    }
 }
 
 /// Another device, too many links, or a filesystem (or a mount of it) without links.

@@ -9,7 +9,7 @@
 //!  5. `Tree::gate`: a compaction's inputs against the next seal
 //!  6. the lead of the commit queue (`Committer::between`, commits)
 //!  7. `Versions::updating`, `PartitionCore::generations`, lsm-tree's own locks
-//!  8. `Journal::sealing`
+//!  8. `Journal::syncing`
 //!  9. `Journal::state`
 //! 10. leaves: the queue's mutex, jobs, views, stall
 //!
@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     /// Released when the keyspace is closed; iterators that outlive it hold it on, because they
     /// may still delete files.
     lock: Mutex<Option<Arc<KeyspaceLock>>>,
+    /// Segments and bytes of the journal that a read-only open replayed.
+    pub(crate) replayed_journal: (u64, u64),
     _view: Option<TempDir>,
 }
 
@@ -244,7 +246,7 @@ impl Keyspace {
     pub fn disk_space(&self) -> u64 {
         let map = self.shared().versions.current();
         let tables: u64 = map.values().map(|entry| entry.tree.disk_space()).sum();
-        tables + self.shared().journal.with_segments(|segments| segments.bytes())
+        tables + self.shared().journal_on_disk().1
     }
 
     /// Takes a checkpoint: a directory at `path`, which must not exist, that opens as a keyspace and
@@ -310,6 +312,7 @@ impl Shared {
             closed: Mutex::new(false),
             workers: Mutex::new(Vec::new()),
             lock: Mutex::new(Some(Arc::new(recovered.lock))),
+            replayed_journal: recovered.replayed_journal,
             _view: recovered.view,
         }
     }
@@ -331,6 +334,14 @@ impl Shared {
             return Err(Error::ReadOnly { path: self.path.clone() });
         }
         Ok(())
+    }
+
+    /// Segments and bytes of the journal on disk.
+    pub(crate) fn journal_on_disk(&self) -> (u64, u64) {
+        if self.config.read_only {
+            return self.replayed_journal;
+        }
+        self.journal.with_segments(|segments| (segments.count() as u64, segments.bytes()))
     }
 
     /// Keeps other processes out as long as the caller may touch files.

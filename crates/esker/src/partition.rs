@@ -79,7 +79,8 @@ impl PartitionCore {
     pub(crate) fn retire_generations(&self, oldest_view: Option<u64>) -> Vec<Arc<Tree>> {
         let mut generations = self.generations.write();
         let mut retired = Vec::new();
-        while generations.len() > 1 && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
+        while generations.len() > 1
+            && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
         {
             let tree = generations.remove(0).tree;
             tree.doom();

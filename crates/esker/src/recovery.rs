@@ -36,6 +36,8 @@ pub(crate) struct Recovered {
     pub(crate) memtable_bytes: u64,
     pub(crate) lock: KeyspaceLock,
     pub(crate) view: Option<TempDir>,
+    /// Segments and bytes of the journal that was found.
+    pub(crate) replayed_journal: (u64, u64),
 }
 
 pub(crate) fn open(config: &Config) -> Result<Recovered> {
@@ -102,6 +104,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         memtable_bytes: 0,
         lock,
         view: None,
+        replayed_journal: (0, 0),
     })
 }
 
@@ -127,6 +130,13 @@ fn remove_leftovers(root: &Path, catalog: &Catalog) -> Result<()> {
     for name in files::names(&files::partitions(root))? {
         if files::parse_id(&name).is_some_and(|id| !named.contains(&id)) {
             files::remove_dir_if_present(&files::partitions(root).join(name))?;
+        }
+    }
+    for entry in &catalog.partitions {
+        let dir = files::tree(root, entry.tree);
+        // lsm-tree replaces `current` by way of a file that a crash can leave behind.
+        for name in files::names(&dir)?.iter().filter(|name| name.starts_with(".tmp")) {
+            files::remove_if_present(&dir.join(name))?;
         }
     }
     for id in segments_on_disk(root)? {
@@ -176,7 +186,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
         .iter()
         .map(|entry| survey_tree(&source, entry))
         .collect::<Result<Vec<_>>>()?;
-    let (_, plan) = plan_journal(&source, &catalog)?;
+    let (scans, plan) = plan_journal(&source, &catalog)?;
     let temporary = std::env::temp_dir();
     let view = tempfile::Builder::new().prefix("esker-view-").tempdir_in(&temporary);
     let view = view.at("create a directory in", &temporary)?;
@@ -194,6 +204,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
     let versions = replay.finish(&mut catalog, &plan);
     let journal = Journal::begin(&root, identity, 0, prepared, plan.last_seqno, plan.last_time_ms);
     let memtable_bytes = replay.memtable_bytes();
+    let replayed_journal = (scans.len() as u64, scans.iter().map(|scan| scan.end).sum());
     let (journal, trees) = (Arc::new(journal), replay.trees);
     Ok(Recovered {
         root,
@@ -204,6 +215,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
         memtable_bytes,
         lock,
         view: Some(view),
+        replayed_journal,
     })
 }
 

@@ -85,8 +85,7 @@ impl Statistics {
             })
             .collect();
         partitions.sort_by(|a, b| a.name.cmp(&b.name));
-        let (journal_segments, journal_bytes) =
-            shared.journal.with_segments(|s| (s.count() as u64, s.bytes()));
+        let (journal_segments, journal_bytes) = shared.journal_on_disk();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Self {
             seqno: shared.views.visible(),

@@ -64,6 +64,9 @@ pub(crate) fn load_catalog(root: &Path) -> Result<Catalog> {
 /// Checks a tree's `current`, its manifest, its floor, and that every file it names is there.
 pub(crate) fn survey_tree(root: &Path, entry: &PartitionEntry) -> Result<Checked> {
     let dir = files::tree(root, entry.tree);
+    if !files::current(&dir).exists() {
+        return Err(Error::corrupt(&files::current(&dir), None, "the file is missing"));
+    }
     let checked = manifest::check(&dir)?;
     if checked.version.id < entry.floor.version {
         return Err(Error::corrupt_because(
@@ -153,15 +156,16 @@ pub(crate) struct JournalPlan {
 
 /// Decides by table, segment by segment:
 ///
-/// | this segment | an earlier one ended short | it proves earlier bytes durable | verdict |
+/// | this segment | an earlier gap | it proves earlier bytes durable | verdict |
 /// |---|---|---|---|
 /// | broken | any | any | refuse |
-/// | continues (seqno follows) | no | any | keep; if its tail is torn, cut there |
-/// | does not continue | no | no | cut before it: unsynced frames were lost in between |
-/// | does not continue, or anything | yes | no | drop: it was never durable |
-/// | has frames | yes, or a gap | yes | refuse: durable commits are missing |
+/// | continues (its first seqno follows, or it is empty) | no | any | keep |
+/// | has frames that do not follow | no | no | drop from here on: unsynced frames before it were lost |
+/// | has frames | yes | no | drop: it was never durable |
+/// | has frames that do not follow | any | yes | refuse: durable commits are missing |
 ///
-/// A segment proves earlier ones durable when one of its own frames was written after one of its
+/// A torn tail that frames of the next segment follow without a gap lost nothing but its seal. A
+/// segment proves earlier ones durable when one of its own frames was written after one of its
 /// syncs: nothing in a segment is synced before everything older is sealed.
 fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan> {
     let mut plan = JournalPlan {
@@ -170,24 +174,25 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
         last_time_ms: catalog.last_time_ms,
         torn: None,
     };
-    let mut cut = false;
+    let mut gap = false;
     for scan in scans {
         scan.check()?;
         let continues = scan.first_seqno.is_none_or(|first| first == plan.last_seqno + 1);
-        if cut || !continues {
-            cut = true;
-            let proves = scan.frames > 0 && scan.synced_len > SEGMENT_HEADER_LEN as u64;
-            if proves {
+        if gap || !continues {
+            gap = true;
+            if scan.frames > 0 && scan.synced_len > SEGMENT_HEADER_LEN as u64 {
                 return Err(missing(root, scan, plan.last_seqno + 1));
             }
             continue;
         }
         plan.replay.push(scan.id);
+        if scan.frames > 0 {
+            plan.torn = None;
+        }
         plan.last_seqno = scan.last_seqno.unwrap_or(plan.last_seqno);
         plan.last_time_ms = plan.last_time_ms.max(scan.last_time_ms);
         if scan.tail == Tail::Torn {
             plan.torn = Some((scan.id, scan.end));
-            cut = true;
         }
     }
     let floor = catalog.partitions.iter().map(|p| p.floor.flushed_upto).max().unwrap_or(0);
@@ -260,7 +265,7 @@ mod tests {
                     let start = if continues { 6 } else { 8 };
                     let second = segment(2, start, 9, Tail::Open, proves);
                     let decided = decide(Path::new("k"), &catalog, &[first, second]);
-                    let whole = continues && matches!(tail, Tail::Sealed | Tail::Open);
+                    let whole = continues;
                     let case = format!("{tail:?} continues={continues} proves={proves}");
                     match (&tail, whole, proves) {
                         (Tail::Broken(_), ..) => assert!(decided.is_err(), "{case}"),

@@ -17,6 +17,7 @@ use crate::assemble;
 use crate::catalog::{Catalog, PartitionEntry};
 use crate::error::{Corruption, Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
+use crate::journal::reader::Tail;
 use crate::progress::{Phase, Progress};
 use crate::survey;
 
@@ -251,14 +252,7 @@ impl<'a> Examination<'a> {
     fn look_at_tree(&mut self, entry: &PartitionEntry) -> Result<()> {
         let dir = files::tree(self.root, entry.tree);
         self.known.insert(files::current(&dir));
-        let checked = match survey::survey_tree(self.root, entry) {
-            Err(Error::Io { source, path, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Err(Error::corrupt(&path, None, "the file is missing"))
-            }
-            other => other,
-        };
+        let checked = survey::survey_tree(self.root, entry);
         // A missing table must not keep the others from being read.
         let manifest = match &checked {
             Ok(_) => None,
@@ -303,7 +297,13 @@ impl<'a> Examination<'a> {
             self.known.insert(path);
         }
         let planned = survey::plan_journal(self.root, catalog);
-        if let Some((_, plan)) = self.note(planned)? {
+        if let Some((scans, plan)) = self.note(planned)? {
+            // Closed cleanly or made by a checkpoint: every segment was sealed and synced.
+            for scan in scans.iter().filter(|scan| catalog.clean && scan.tail != Tail::Sealed) {
+                let path = files::segment(self.root, scan.id);
+                let what = "the seal at the end of the segment is damaged or missing";
+                self.note::<()>(Err(Error::corrupt(&path, Some(scan.end), what)))?;
+            }
             self.report.seqno = plan.last_seqno;
             self.report.torn_tail = plan
                 .torn

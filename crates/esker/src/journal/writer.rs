@@ -109,8 +109,8 @@ pub(crate) struct Journal {
     identity: Identity,
     segment_bytes: u64,
     state: Mutex<State>,
-    /// Held while retired segments are sealed, in order. Taken before `state`.
-    sealing: Mutex<()>,
+    /// Held while anything is synced or sealed. Taken before `state`.
+    syncing: Mutex<()>,
     poison: OnceLock<Arc<Error>>,
     /// The next segment should be prepared, or an old one sealed.
     hint: AtomicBool,
@@ -152,7 +152,7 @@ impl Journal {
             identity,
             segment_bytes,
             state: Mutex::new(state),
-            sealing: Mutex::new(()),
+            syncing: Mutex::new(()),
             poison: OnceLock::new(),
             hint: AtomicBool::new(false),
             bytes_written: AtomicU64::new(0),
@@ -239,7 +239,10 @@ impl Journal {
         }
         match state.active.write(group, &mut state.group) {
             Ok(chain) => state.active.chain = chain,
-            Err(error) if error.kind() == ErrorKind::Retry => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                state.active.unwrite();
+                return Err(error);
+            }
             Err(error) => return Err(self.poison(error)),
         }
         state.active.end += total;
@@ -263,10 +266,13 @@ impl Journal {
     }
 
     /// Makes everything appended so far durable.
+    ///
+    /// One thread at a time: Linux tells of a lost write once per open file, so a second sync of
+    /// the same file that ran beside a failing one would return success.
     pub(crate) fn sync(&self, durability: Durability) -> Result<()> {
-        self.check_poison()?;
+        let _one_at_a_time = self.syncing.lock();
         let (file, end) = loop {
-            self.seal_retired()?;
+            self.seal_all()?;
             let state = self.state.lock();
             if state.retired.is_empty() {
                 break (Arc::clone(&state.active.file), state.active.end);
@@ -297,8 +303,14 @@ impl Journal {
         if self.state.lock().retired.is_empty() {
             return Ok(());
         }
-        let _in_order = self.sealing.lock();
+        let _one_at_a_time = self.syncing.lock();
+        self.seal_all()
+    }
+
+    /// The caller holds `syncing`.
+    fn seal_all(&self) -> Result<()> {
         loop {
+            self.check_poison()?;
             let Some(oldest) = self.state.lock().retired.first().cloned() else { return Ok(()) };
             let (sealed_len, chain) = match oldest.seal() {
                 Ok(sealed) => sealed,
@@ -432,6 +444,12 @@ impl Active {
         }
         self.write_at(scratch, at)?;
         Ok(chain)
+    }
+
+    /// Keeps whole frames of a group that failed from being found after a crash: its members were
+    /// told that nothing was written. If even this fails, nothing is there to be found.
+    fn unwrite(&self) {
+        let _ = self.file.file.write_all_at(&[0; FRAME_HEADER_LEN], self.end);
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> Result<u64> {

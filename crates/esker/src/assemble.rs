@@ -5,7 +5,6 @@
 //! written after everything it names, everything is synced before the directory gets its name, and
 //! whatever fails leaves neither the name nor the unfinished directory behind.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +16,6 @@ use crate::files::{self, Placed, Transfer};
 use crate::manifest::{self, Version};
 use crate::progress::{Phase, Progress, Tally};
 
-/// From here on one `syncfs` is cheaper than syncing files and directories one by one.
-const SYNC_ONE_BY_ONE_MAX: usize = 24;
 const CHECKPOINT_MAGIC: &str = "ESKER-CHECKPOINT";
 const CHECKPOINT_VERSION: u32 = 1;
 
@@ -171,7 +168,8 @@ impl Plan {
             }?;
             let bytes = std::fs::metadata(&to).at("inspect", &to)?.len();
             built.tally.add(placed, bytes);
-            if placed != Placed::Linked {
+            // Linked tables were synced when they were made; a segment's seal may not be yet.
+            if placed != Placed::Linked || matches!(planned.identity, Identity::Segment(_)) {
                 built.to_sync.push(to);
             }
             built.records.push(planned.record(bytes, placed));
@@ -305,11 +303,9 @@ impl Built {
         let path = files::checkpoint(dir);
         files::write_new(&path, &encode_checkpoint(head, &self.records)?)?;
         self.to_sync.push(path);
-        if self.to_sync.len() > SYNC_ONE_BY_ONE_MAX {
-            files::sync_filesystem(dir)?;
-        } else {
+        if !files::sync_filesystem(dir)? {
             for path in &self.to_sync {
-                File::open(path).and_then(|file| file.sync_all()).at("sync", path)?;
+                files::sync(path)?;
             }
             files::sync_dir(dir)?;
         }

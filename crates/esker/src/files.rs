@@ -134,13 +134,29 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).at("sync the directory", path)
 }
 
-/// Makes everything written to the filesystem that holds `dir` durable with one call.
-pub(crate) fn sync_filesystem(dir: &Path) -> Result<()> {
-    let handle = File::open(dir).at("open", dir)?;
+/// Syncs a file or directory by name.
+pub(crate) fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
+}
+
+/// Makes everything written to the filesystem that holds `dir` durable with one call. False where
+/// such a call does not exist or is not known to wait: the caller syncs file by file then.
+pub(crate) fn sync_filesystem(dir: &Path) -> Result<bool> {
     #[cfg(target_os = "linux")]
-    return rustix::fs::syncfs(&handle).at("sync the filesystem of", dir);
-    #[cfg(not(target_os = "linux"))]
-    return handle.sync_all().at("sync the filesystem of", dir);
+    {
+        // Magic numbers of statfs(2). FUSE, for one, has the call and passes nothing on.
+        const EXT4: i64 = 0xef53;
+        const XFS: i64 = 0x5846_5342;
+        const BTRFS: i64 = 0x9123_683e;
+        const F2FS: i64 = 0xf2f5_2010;
+        let handle = File::open(dir).at("open", dir)?;
+        let kind = rustix::fs::fstatfs(&handle).at("inspect the filesystem of", dir)?.f_type;
+        if [EXT4, XFS, BTRFS, F2FS].contains(&i64::from(kind)) {
+            rustix::fs::syncfs(&handle).at("sync the filesystem of", dir)?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Creates a file that must not exist, without syncing it.

@@ -65,7 +65,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     if !catalog.clean {
         // Whatever the page cache holds of an earlier life reaches the disk before lsm-tree
         // deletes what it supersedes.
-        files::sync_filesystem(root)?;
+        sync_everything(root)?;
     }
     let mut replay = Replay::open_trees(root, &catalog, config)?;
     replay.run(root, &plan)?;
@@ -106,6 +106,25 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         view: None,
         replayed_journal: (0, 0),
     })
+}
+
+fn sync_everything(root: &Path) -> Result<()> {
+    if files::sync_filesystem(root)? {
+        return Ok(());
+    }
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for name in files::names(&dir)? {
+            let path = dir.join(name);
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                files::sync(&path)?;
+            }
+        }
+        files::sync(&dir)?;
+    }
+    Ok(())
 }
 
 /// Can be repeated after a crash at any point: CATALOG comes last.

@@ -41,10 +41,14 @@ impl Versions {
     }
 
     fn update(&self, change: impl FnOnce(&mut BTreeMap<u32, Arc<Entry>>)) {
-        let _one_at_a_time = self.updating.lock();
+        let one_at_a_time = self.updating.lock();
         let mut map = BTreeMap::clone(&self.current());
         change(&mut map);
-        *self.map.write() = Arc::new(map);
+        let old = std::mem::replace(&mut *self.map.write(), Arc::new(map));
+        // The old map may be the last owner of versions, and so delete tables: not under a lock
+        // that a freeze takes.
+        drop(one_at_a_time);
+        drop(old);
     }
 
     /// Adds a partition, or moves it to a new tree. Inside the commit queue only.

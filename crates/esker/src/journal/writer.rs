@@ -5,7 +5,9 @@
 //! - A frame's `synced_len` never exceeds what a sync has confirmed.
 //! - Nothing in a segment is synced before every older segment is sealed, so a durable commit never
 //!   stands on one that is not.
-//! - A sealed segment is never written again: checkpoints link to its inode.
+//! - A sealed segment is never written again: checkpoints link to its inode. Its frames are durable
+//!   before its seal is written, so a seal proves them; the seal itself becomes durable later (a
+//!   checkpoint syncs what it links), because recovery does without it.
 //! - After a failed sync (or a failed write that is not about space) nothing is accepted any more.
 //!   Running out of space changes nothing: the next group is written to the same place.
 //!
@@ -96,6 +98,8 @@ struct Retired {
 struct State {
     active: Active,
     next: Option<Prepared>,
+    /// Checkpoints end segments early: keep the next one ready at all times.
+    eager: bool,
     retired: Vec<Arc<Retired>>,
     segments: Segments,
     last_seqno: u64,
@@ -141,6 +145,7 @@ impl Journal {
         let state = State {
             active: Active::new(prepared),
             next: None,
+            eager: false,
             retired: Vec::new(),
             segments,
             last_seqno,
@@ -205,7 +210,7 @@ impl Journal {
     /// Whether the active segment is so full that the next one should be prepared.
     pub(crate) fn should_prepare(&self) -> bool {
         let state = self.state.lock();
-        state.next.is_none() && state.active.end > self.segment_bytes / 2
+        state.next.is_none() && (state.eager || state.active.end > self.segment_bytes / 2)
     }
 
     pub(crate) fn install_next(&self, prepared: Prepared) {
@@ -295,6 +300,7 @@ impl Journal {
     /// False when no segment is prepared. An empty active segment needs no swap.
     pub(crate) fn swap(&self) -> bool {
         let mut state = self.state.lock();
+        state.eager = true;
         state.active.frames == 0 || state.swap()
     }
 
@@ -482,7 +488,6 @@ impl Retired {
         let len = self.end + frame.len() as u64;
         file.write_all_at(&frame, self.end).at("write", path)?;
         file.set_len(len).at("truncate", path)?;
-        file.sync_all().at("sync", path)?;
         Ok((len, chain))
     }
 }

@@ -151,7 +151,7 @@ pub(crate) fn sync_filesystem(dir: &Path) -> Result<bool> {
         const F2FS: i64 = 0xf2f5_2010;
         let handle = File::open(dir).at("open", dir)?;
         let kind = rustix::fs::fstatfs(&handle).at("inspect the filesystem of", dir)?.f_type;
-        if [EXT4, XFS, BTRFS, F2FS].contains(&i64::from(kind)) {
+        if [EXT4, XFS, BTRFS, F2FS].contains(&kind) {
             rustix::fs::syncfs(&handle).at("sync the filesystem of", dir)?;
             return Ok(true);
         }

@@ -242,7 +242,8 @@ impl Keyspace {
         Statistics::of(self.shared())
     }
 
-    /// Bytes on disk: tables, blob files and journal.
+    /// Bytes on disk: the data blocks of tables, separated values and the journal. Index and filter
+    /// blocks and preallocated journal space are not counted.
     pub fn disk_space(&self) -> u64 {
         let map = self.shared().versions.current();
         let tables: u64 = map.values().map(|entry| entry.tree.disk_space()).sum();

@@ -297,7 +297,8 @@ impl Partition {
         self.core.tree().approximate_len()
     }
 
-    /// Bytes in tables and blob files.
+    /// Bytes of entries on disk, as lsm-tree counts them: data blocks and separated values, without
+    /// the index and filter blocks of tables.
     pub fn disk_space(&self) -> u64 {
         self.core.tree().disk_space()
     }

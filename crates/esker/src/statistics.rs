@@ -61,7 +61,7 @@ pub struct PartitionStatistics {
     pub blob_files: u64,
     /// Runs in the first level: writers slow down when they gather.
     pub l0_runs: u64,
-    /// Bytes in tables and blob files.
+    /// Bytes of data blocks and separated values on disk; index and filter blocks not counted.
     pub disk_bytes: u64,
     /// Bytes in its memtables.
     pub memtable_bytes: u64,

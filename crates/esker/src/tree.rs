@@ -3,7 +3,7 @@
 //! What must stay true (the numbers are the rules of docs/architecture.md, "Building on lsm-tree"):
 //! - Trees get counters of their own (1): lsm-tree bumps them at every install, which would publish
 //!   half-applied batches. The private counter is reset before each operation, so every
-//!   super-version carries 0 or 1 and reads (whose seqnos are at least 2) always get the newest.
+//!   super-version carries 0 or 1, and reads (at `READ_SEQNO_MIN` or above) always get the newest.
 //! - Inserts go to the cached memtable (2); `rotate` runs only where no batch is in flight.
 //! - One flush and one compaction run at a time; a compaction fixes its inputs before the next
 //!   flush may seal (`gate`), which is what the merge thresholds of `views` rest on.
@@ -38,6 +38,9 @@ use crate::views::Views;
 
 /// Super-versions carry 0 or 1; this collects all but the newest.
 const COLLECT_ALL_BUT_NEWEST: u64 = 2;
+/// Reads below this would look for a super-version that may be gone. Nothing is lost by it: commit 1
+/// creates the first partition and holds no entry.
+const READ_SEQNO_MIN: u64 = 2;
 /// Flushes wait for compaction beyond this many runs in the first level.
 pub(crate) const L0_RUNS_MAX: usize = 200;
 /// Open table files kept for all trees of a keyspace.
@@ -381,24 +384,30 @@ impl Tree {
     }
 
     pub(crate) fn get(&self, key: &[u8], read_seqno: u64) -> Result<Option<Slice>> {
-        self.tree.get(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+        self.tree
+            .get(key, read_seqno.max(READ_SEQNO_MIN))
+            .map_err(|e| wrap("read from", &self.dir, e))
     }
 
     pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
-        self.tree.contains_key(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+        self.tree
+            .contains_key(key, read_seqno.max(READ_SEQNO_MIN))
+            .map_err(|e| wrap("read from", &self.dir, e))
     }
 
     pub(crate) fn size_of(&self, key: &[u8], read_seqno: u64) -> Result<Option<u32>> {
-        self.tree.size_of(key, read_seqno).map_err(|e| wrap("read from", &self.dir, e))
+        self.tree
+            .size_of(key, read_seqno.max(READ_SEQNO_MIN))
+            .map_err(|e| wrap("read from", &self.dir, e))
     }
 
     pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
-        let inner = self.tree.range::<Slice, _>(bounds, read_seqno, None);
+        let inner = self.tree.range::<Slice, _>(bounds, read_seqno.max(READ_SEQNO_MIN), None);
         RawIter { inner, dir: Arc::from(self.dir.as_path()) }
     }
 
     pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
-        let inner = self.tree.prefix(prefix, read_seqno, None);
+        let inner = self.tree.prefix(prefix, read_seqno.max(READ_SEQNO_MIN), None);
         RawIter { inner, dir: Arc::from(self.dir.as_path()) }
     }
 

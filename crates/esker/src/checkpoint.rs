@@ -227,13 +227,7 @@ impl<'a> CheckpointBuilder<'a> {
         // Links on the keyspace's own filesystem take milliseconds; where the target cannot be
         // linked to, they are made here and copied once nothing is pinned any more.
         let direct = self.transfer == Transfer::Auto && files::can_link(&shared.root, dir)?;
-        let staging_root = files::staging(&shared.root);
-        let staged = !direct && files::can_link(&shared.root, &staging_root)?;
-        let staging = if staged {
-            Some(Unfinished::create(staging_root.join(assemble::tag().to_string()))?)
-        } else {
-            None
-        };
+        let staging = if direct { None } else { stage(shared)? };
         let first_dir = staging.as_ref().map_or(dir, Unfinished::path);
 
         // All pins go before a copy begins: the two holds and the version map in `frozen`.
@@ -241,7 +235,7 @@ impl<'a> CheckpointBuilder<'a> {
         let began = Instant::now();
         let frozen = freeze(shared)?;
         let mut plan = self.plan(shared, &frozen)?;
-        let transfer = if staged { Transfer::Auto } else { self.transfer };
+        let transfer = if staging.is_some() { Transfer::Auto } else { self.transfer };
         let mut built = plan.build(first_dir, transfer, Phase::Link, &mut *self.progress)?;
         let left_out = self.left_out(&frozen.map);
         let (seqno, freeze) = (frozen.seqno, frozen.freeze);
@@ -325,6 +319,13 @@ impl Taken {
             left_out: self.left_out.clone(),
         }
     }
+}
+
+/// A directory in the keyspace to link into; `None` where even that does not work.
+fn stage(shared: &Shared) -> Result<Option<Unfinished>> {
+    let name = assemble::tag().to_string();
+    let staging = Unfinished::create(files::staging(&shared.root).join(name))?;
+    Ok(files::can_link(&shared.root, staging.path())?.then_some(staging))
 }
 
 /// Notes the state between two groups and seals the journal before it.

@@ -215,6 +215,15 @@ pub(crate) fn remove_dir_if_present(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes whatever is at `path`, file or directory.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        remove_dir_if_present(path)
+    } else {
+        remove_if_present(path)
+    }
+}
+
 /// The names in a directory, sorted, so that everything derived from them is repeatable.
 /// A missing directory has none.
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {

@@ -140,7 +140,7 @@ fn create(root: &Path) -> Result<()> {
 fn remove_leftovers(root: &Path, catalog: &Catalog) -> Result<()> {
     let staging = files::staging(root);
     for name in files::names(&staging)? {
-        files::remove_dir_if_present(&staging.join(name))?;
+        files::remove(&staging.join(name))?;
     }
     for dir in [files::journal(root), files::partitions(root), staging] {
         files::create_dir(&dir)?;

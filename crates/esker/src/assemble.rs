@@ -14,7 +14,7 @@ use crate::catalog::{Catalog, Origin};
 use crate::error::{Error, IoContext, Result};
 use crate::files::{self, Placed, Transfer};
 use crate::manifest::{self, Version};
-use crate::progress::{Phase, Progress, Tally};
+use crate::progress::{Progress, Tally};
 
 const CHECKPOINT_MAGIC: &str = "ESKER-CHECKPOINT";
 const CHECKPOINT_VERSION: u32 = 1;
@@ -146,17 +146,17 @@ impl Plan {
     }
 
     /// Builds everything but CATALOG and CHECKPOINT in the existing, empty directory `dir`.
+    /// `progress` says which phase it is, and its bytes where they are known.
     pub(crate) fn build(
         &self,
         dir: &Path,
         transfer: Transfer,
-        phase: Phase,
+        mut progress: Progress,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Built> {
         let mut built = Built { tally: Tally::default(), records: Vec::new(), to_sync: Vec::new() };
         self.make_dirs(dir, &mut built)?;
-        let total = self.files().count() as u64;
-        let mut progress = Progress::begin(phase, total, 0);
+        progress.files_total = self.files().count() as u64;
         report(progress);
         for planned in self.files() {
             let (from, to) = (self.source.join(&planned.relative), dir.join(&planned.relative));
@@ -332,8 +332,13 @@ fn encode_checkpoint(head: &CheckpointHead, records: &[FileRecord]) -> Result<Ve
         body.push_str(&serde_json::to_string(record).map_err(json)?);
     }
     body.push_str("\n]}\n");
-    let hash = xxh3_128(body.as_bytes());
+    let hash = checkpoint_hash(&CHECKPOINT_VERSION.to_string(), &body);
     Ok(format!("{CHECKPOINT_MAGIC} {CHECKPOINT_VERSION} {hash:032x}\n{body}").into_bytes())
+}
+
+/// The hash covers the version, too.
+fn checkpoint_hash(version: &str, body: &str) -> u128 {
+    xxh3_128(format!("{CHECKPOINT_MAGIC} {version}\n{body}").as_bytes())
 }
 
 /// Reads and checks the CHECKPOINT file of `dir`.
@@ -355,8 +360,7 @@ pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
     let [CHECKPOINT_MAGIC, version, hash] = words[..] else {
         return Err(corrupt(0, "the first line is not that of a checkpoint"));
     };
-    let version: u32 = version.parse().map_err(|_| corrupt(0, "the version is no number"))?;
-    let computed = format!("{:032x}", xxh3_128(body.as_bytes()));
+    let computed = format!("{:032x}", checkpoint_hash(version, body));
     if hash != computed {
         return Err(Error::corrupt_because(
             &path,
@@ -366,6 +370,7 @@ pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
             computed,
         ));
     }
+    let version = version.parse().map_err(|_| corrupt(0, "the version is no number"))?;
     if version != CHECKPOINT_VERSION {
         return Err(Error::UnsupportedFormat {
             path,
@@ -385,6 +390,10 @@ pub(crate) fn check_target(source: &Path, target: &Path) -> Result<()> {
     }
     let parent = files::parent(target);
     let inside = parent.canonicalize().at("open", parent)?;
+    if !inside.is_dir() {
+        let what = format!("{} is not a directory, so it cannot hold the target", parent.display());
+        return Err(Error::InvalidInput(what));
+    }
     let source = source.canonicalize().at("open", source)?;
     if inside.starts_with(&source) {
         return Err(Error::TargetInside { target: target.to_path_buf(), source_path: source });

@@ -159,7 +159,7 @@ impl<'a> CheckpointBuilder<'a> {
         let began = Instant::now();
         let target = target.as_ref();
         let shared = Arc::clone(self.keyspace.open_shared()?);
-        shared.check_writable()?;
+        let _open = shared.begin_operation()?;
         check_target(&shared.root, target)?;
         let _one_at_a_time = shared.backup.lock();
         shared.check_open()?;
@@ -236,7 +236,12 @@ impl<'a> CheckpointBuilder<'a> {
         let frozen = freeze(shared)?;
         let mut plan = self.plan(shared, &frozen)?;
         let transfer = if staging.is_some() { Transfer::Auto } else { self.transfer };
-        let mut built = plan.build(first_dir, transfer, Phase::Link, &mut *self.progress)?;
+        let mut built = plan.build(
+            first_dir,
+            transfer,
+            Progress::begin(Phase::Link, 0, 0),
+            &mut *self.progress,
+        )?;
         let left_out = self.left_out(&frozen.map);
         let (seqno, freeze) = (frozen.seqno, frozen.freeze);
         drop((frozen, holds));
@@ -244,7 +249,8 @@ impl<'a> CheckpointBuilder<'a> {
         shared.jobs.request(crate::jobs::Job::Tidy);
         if let Some(staging) = &staging {
             plan = plan.rebased(staging.path());
-            built = plan.build(dir, self.transfer, Phase::Copy, &mut *self.progress)?;
+            let begin = Progress::begin(Phase::Copy, 0, built.tally.bytes());
+            built = plan.build(dir, self.transfer, begin, &mut *self.progress)?;
         }
         Ok(Taken { plan, built, seqno, freeze, pinned, left_out })
     }

@@ -55,7 +55,7 @@ impl Shared {
 
     /// `Partition::compact`.
     pub(crate) fn compact_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
-        self.check_writable()?;
+        let _open = self.begin_operation()?;
         core.check_alive()?;
         let run = || {
             self.flush_partition(core)?;

@@ -109,7 +109,8 @@ pub fn cold_copy(
     let (plan, seqno) = survey(source)?;
     let unfinished = Unfinished::create(files::unfinished(target, assemble::tag())?)?;
     let phase = if transfer == Transfer::Copy { Phase::Copy } else { Phase::Link };
-    let built = plan.build(unfinished.path(), transfer, phase, &mut *progress)?;
+    let begin = Progress::begin(phase, 0, 0);
+    let built = plan.build(unfinished.path(), transfer, begin, &mut *progress)?;
     progress(Progress::begin(Phase::Sync, 0, 0));
     let head = head(&plan, seqno);
     let tally = built.seal(unfinished.path(), &plan.catalog, &head)?;

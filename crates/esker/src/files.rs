@@ -304,12 +304,16 @@ pub(crate) fn duplicate(source: &Path, target: &Path, transfer: Transfer) -> Res
 }
 
 /// Whether files of the keyspace `root` can be linked into `dir`: not across devices, nor across
-/// mounts of one device, nor on filesystems without links. Asks with CATALOG, which is only ever
-/// replaced, never written in place.
+/// mounts of one device, nor on filesystems without links. Asks with a file of its own in staging/,
+/// which the next open sweeps if this is interrupted.
 pub(crate) fn can_link(root: &Path, dir: &Path) -> Result<bool> {
-    let probe = dir.join("probe");
-    match fs::hard_link(catalog(root), &probe) {
-        Ok(()) => remove_if_present(&probe).map(|()| true),
+    let source = staging(root).join(format!("probe-{:016x}", random_u128() as u64));
+    let target = dir.join("probe");
+    create_file(&source)?;
+    let linked = fs::hard_link(&source, &target);
+    remove_if_present(&source)?;
+    match linked {
+        Ok(()) => remove_if_present(&target).map(|()| true),
         Err(e) if link_may_not_work_here(&e) => Ok(false),
         Err(e) => Err(Error::io("link into", dir, e)),
     }

@@ -85,6 +85,7 @@ impl Shared {
         if self.journal.should_prepare() {
             self.prepare_segment()?;
         }
+        self.end_oversized_segment()?;
         let (bytes, pinned_by) = self.journal.with_segments(|segments| {
             (segments.bytes(), segments.pinned_by(|partition| flushed_upto(&map, partition)))
         });
@@ -92,6 +93,21 @@ impl Shared {
             pinned_by.into_iter().for_each(|partition| self.jobs.request(Job::Flush(partition)));
         }
         self.free_segments()
+    }
+
+    /// A journal over its limit whose oldest segment is the active one cannot shrink, and writers
+    /// that wait for it to shrink do not append: end the segment here.
+    fn end_oversized_segment(&self) -> Result<()> {
+        let active = self.journal.position().active_segment;
+        let stuck = self.journal.with_segments(|segments| {
+            segments.bytes() > self.config.journal_bytes_max && segments.first() == active
+        });
+        if stuck {
+            self.prepare_segment()?;
+            self.committer.between(|turn| Ok(turn.journal().swap()))?;
+            self.journal.seal_retired()?;
+        }
+        Ok(())
     }
 
     /// Lets go of cleared trees that no view needs, where the CATALOG on disk names the newer one.

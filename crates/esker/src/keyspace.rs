@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
 use crate::batch::Batch;
@@ -62,6 +62,9 @@ pub(crate) struct Shared {
     pub(crate) tables_pressure: AtomicPressure,
     pub(crate) catalog: Mutex<Catalog>,
     pub(crate) backup: Mutex<()>,
+    /// How many operations are under way that `close` has to wait for.
+    operations: Mutex<usize>,
+    idle: Condvar,
     pub(crate) flushes: AtomicU64,
     pub(crate) compactions: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
@@ -74,6 +77,16 @@ pub(crate) struct Shared {
     /// Segments and bytes of the journal that a read-only open replayed.
     pub(crate) replayed_journal: (u64, u64),
     _view: Option<TempDir>,
+}
+
+/// An operation that [`Shared::close`] waits for.
+pub(crate) struct Operation<'a>(&'a Shared);
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        *self.0.operations.lock() -= 1;
+        self.0.idle.notify_all();
+    }
 }
 
 /// Closes the keyspace when the last user handle goes.
@@ -156,6 +169,11 @@ impl Keyspace {
         self.shared().timeline
     }
 
+    /// The version of the files that this build writes; see `docs/format.md`.
+    pub fn format_version(&self) -> u32 {
+        crate::catalog::FORMAT_VERSION
+    }
+
     /// The newest visible commit.
     pub fn seqno(&self) -> u64 {
         self.shared().views.visible()
@@ -233,7 +251,7 @@ impl Keyspace {
     /// When the disk fails or fills up.
     pub fn flush(&self) -> Result<()> {
         let shared = self.open_shared()?;
-        shared.check_writable()?;
+        let _open = shared.begin_operation()?;
         shared.flush_all().map_err(|error| shared.fail(error))
     }
 
@@ -306,6 +324,8 @@ impl Shared {
             tables_pressure: AtomicPressure::default(),
             catalog: Mutex::new(recovered.catalog),
             backup: Mutex::new(()),
+            operations: Mutex::new(0),
+            idle: Condvar::new(),
             flushes: AtomicU64::new(0),
             compactions: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
@@ -335,6 +355,15 @@ impl Shared {
             return Err(Error::ReadOnly { path: self.path.clone() });
         }
         Ok(())
+    }
+
+    /// Keeps the keyspace from closing while the guard lives. Everything that writes files other
+    /// than by a commit starts here; commits are refused by the queue itself.
+    pub(crate) fn begin_operation(&self) -> Result<Operation<'_>> {
+        let mut operations = self.operations.lock();
+        self.check_writable()?;
+        *operations += 1;
+        Ok(Operation(self))
     }
 
     /// Segments and bytes of the journal on disk.
@@ -424,9 +453,12 @@ impl Shared {
         if std::mem::replace(&mut *closed, true) {
             return Ok(());
         }
-        // A checkpoint that is under way finishes first.
-        let _backup = self.backup.lock();
-        self.closing.store(true, Ordering::Release);
+        {
+            // Checkpoints, flushes and changes of partitions that are under way finish first.
+            let mut operations = self.operations.lock();
+            self.closing.store(true, Ordering::Release);
+            self.idle.wait_while(&mut operations, |count| *count > 0);
+        }
         self.committer.close();
         self.stall.relieve();
         self.jobs.stop();

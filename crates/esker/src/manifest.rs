@@ -5,13 +5,15 @@
 //! layouts are those of lsm-tree 3.1.10 and the crate `sfa` 1.0; docs/format.md retells them.
 //! Checkpoints write manifests anew with `encode`, byte for byte what lsm-tree would write.
 
+use std::fs::File;
 use std::io::{Cursor, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::bytes::{Put, Take, Truncated};
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::files;
 
 /// What lsm-tree writes into every manifest it persists.
@@ -176,6 +178,48 @@ fn decode_current(bytes: &[u8]) -> Option<(u64, u128)> {
     let mut input = Take::new(bytes);
     let (id, checksum, hash) = (input.u64().ok()?, input.u128().ok()?, input.u8().ok()?);
     (input.is_empty() && hash == HASH_XXH3).then_some((id, checksum))
+}
+
+/// The end of every table and blob file (an `sfa` archive): magic, version, hash kind, hash and
+/// position of the table of contents, its length.
+const TRAILER_LEN: usize = 4 + 1 + 1 + 16 + 8 + 8;
+/// A table's contents have a few dozen bytes per section and about ten sections.
+const CONTENTS_LEN_MAX: u64 = 1 << 20;
+
+/// Checks the table of contents of a table or blob file. lsm-tree allocates what it says before it
+/// looks at its hash.
+pub(crate) fn check_archive(path: &Path) -> Result<()> {
+    let file = File::open(path).at("open", path)?;
+    let len = file.metadata().at("inspect", path)?.len();
+    let odd = |offset: u64, what: &str| Err(Error::corrupt(path, Some(offset), what));
+    let Some(trailer_at) = len.checked_sub(TRAILER_LEN as u64) else {
+        return odd(len, "the file is too short");
+    };
+    let mut trailer = [0; TRAILER_LEN];
+    file.read_exact_at(&mut trailer, trailer_at).at("read", path)?;
+    let mut fields = Take::new(&trailer[6..]);
+    let (Ok(expected), Ok(position)) = (fields.u128(), fields.u64()) else {
+        return odd(trailer_at, "the trailer is cut short");
+    };
+    if &trailer[..6] != b"SFA!\x01\x00" || position > trailer_at {
+        return odd(trailer_at, "the trailer is not that of a table or blob file");
+    }
+    if trailer_at - position > CONTENTS_LEN_MAX {
+        return odd(trailer_at, "the trailer gives an impossible position");
+    }
+    let mut contents = vec![0; (trailer_at - position) as usize];
+    file.read_exact_at(&mut contents, position).at("read", path)?;
+    let found = xxh3_128(&contents);
+    if found != expected {
+        return Err(Error::corrupt_because(
+            path,
+            Some(position),
+            "the hash of the table of contents does not match",
+            format!("{expected:032x}"),
+            format!("{found:032x}"),
+        ));
+    }
+    Ok(())
 }
 
 /// Reads `current` and the manifest it names, and refuses them when they do not match.

@@ -59,6 +59,10 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.linked.bytes + self.reflinked.bytes + self.copied.bytes
+    }
+
     pub(crate) fn add(&mut self, placed: Placed, bytes: u64) {
         let moved = match placed {
             Placed::Linked => &mut self.linked,

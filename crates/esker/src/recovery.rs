@@ -7,7 +7,7 @@
 //! a CATALOG that needs none of the old journal, then the old journal goes.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         // deletes what it supersedes.
         sync_everything(root)?;
     }
-    let mut replay = Replay::open_trees(root, &catalog, config)?;
+    let mut replay = Replay::open_trees(root, &catalog, &plan, config)?;
     replay.run(root, &plan)?;
     replay.flush_all(plan.last_seqno)?;
     let old_last = catalog.last_segment;
@@ -178,7 +178,7 @@ pub(crate) fn remove_segments_before(root: &Path, first: u64) -> Result<()> {
 pub(crate) fn absorb_journal(dir: &Path, config: &Config) -> Result<Catalog> {
     let mut catalog = Catalog::load(dir)?;
     let (_, plan) = plan_journal(dir, &catalog)?;
-    let mut replay = Replay::open_trees(dir, &catalog, config)?;
+    let mut replay = Replay::open_trees(dir, &catalog, &plan, config)?;
     replay.run(dir, &plan)?;
     replay.flush_all(plan.last_seqno)?;
     replay.finish(&mut catalog, &plan);
@@ -198,8 +198,10 @@ fn open_view(config: &Config) -> Result<Recovered> {
         std::io::ErrorKind::NotFound => Ok(config.path.clone()),
         _ => Err(Error::io("open", &config.path, e)),
     })?;
-    let mut catalog = load_catalog(&source)?;
+    load_catalog(&source)?;
     let lock = KeyspaceLock::acquire(&source, Access::Shared)?;
+    // Again, now that nobody can change it.
+    let mut catalog = load_catalog(&source)?;
     let checked = catalog
         .partitions
         .iter()
@@ -207,7 +209,10 @@ fn open_view(config: &Config) -> Result<Recovered> {
         .collect::<Result<Vec<_>>>()?;
     let (scans, plan) = plan_journal(&source, &catalog)?;
     let temporary = std::env::temp_dir();
-    let view = tempfile::Builder::new().prefix("esker-view-").tempdir_in(&temporary);
+    let view = tempfile::Builder::new()
+        .prefix("esker-view-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir_in(&temporary);
     let view = view.at("create a directory in", &temporary)?;
     let root = view.path().to_path_buf();
     files::create_dir(&files::journal(&root))?;
@@ -215,7 +220,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
     for (entry, checked) in catalog.partitions.iter().zip(&checked) {
         mirror_tree(&source, &root, entry.tree, checked)?;
     }
-    let mut replay = Replay::open_trees(&root, &catalog, config)?;
+    let mut replay = Replay::open_trees(&root, &catalog, &plan, config)?;
     replay.run(&source, &plan)?;
     let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
     let id = catalog.last_segment + 1;

@@ -41,13 +41,29 @@ struct Replayed {
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn open_trees(root: &Path, catalog: &Catalog, config: &'a Config) -> Result<Self> {
+    pub(crate) fn open_trees(
+        root: &Path,
+        catalog: &Catalog,
+        plan: &JournalPlan,
+        config: &'a Config,
+    ) -> Result<Self> {
         let trees = tree::Shared::new(config.cache_bytes);
         let mut live = BTreeMap::new();
         for entry in &catalog.partitions {
             let dir = files::tree(root, entry.tree);
             let tree = Arc::new(Tree::open(&dir, entry.tree, &entry.options, &trees)?);
-            let upto = entry.floor.flushed_upto.max(tree.highest_persisted_seqno().unwrap_or(0));
+            let persisted = tree.highest_persisted_seqno().unwrap_or(0);
+            if persisted > plan.last_seqno {
+                // The journal is synced before tables are installed: nothing can be ahead of it.
+                return Err(Error::corrupt_because(
+                    &dir,
+                    None,
+                    "the tables hold commits that CATALOG and the journal do not know",
+                    format!("commits up to {}", plan.last_seqno),
+                    format!("commit {persisted}"),
+                ));
+            }
+            let upto = entry.floor.flushed_upto.max(persisted);
             let core = PartitionCore::new(
                 entry.id,
                 entry.name.clone(),

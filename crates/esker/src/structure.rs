@@ -38,7 +38,7 @@ impl Shared {
             return Ok(core);
         }
         options.validate()?;
-        self.check_writable()?;
+        let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         if let Some(core) = self.find_partition(name) {
             return Ok(core);
@@ -92,7 +92,7 @@ impl Shared {
 
     /// `Partition::clear`: the partition moves on to an empty tree.
     pub(crate) fn clear_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
-        self.check_writable()?;
+        let _open = self.begin_operation()?;
         core.check_alive()?;
         let mut catalog = self.catalog.lock();
         let tree_id = catalog.next_tree;
@@ -118,7 +118,7 @@ impl Shared {
 
     /// Drops the partition `name`; false when there is none.
     pub(crate) fn drop_partition(&self, name: &str) -> Result<bool> {
-        self.check_writable()?;
+        let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         let Some(core) = self.find_partition(name) else { return Ok(false) };
         let released = {

@@ -101,10 +101,14 @@ fn survey_files(dir: &Path, named: &[u64]) -> Result<()> {
         })?;
         present.insert(id);
     }
-    match named.iter().find(|id| !present.contains(id)) {
-        Some(id) => Err(Error::corrupt(&dir.join(id.to_string()), None, "the file is missing")),
-        None => Ok(()),
+    for id in named {
+        let path = dir.join(id.to_string());
+        if !present.contains(id) {
+            return Err(Error::corrupt(&path, None, "the file is missing"));
+        }
+        manifest::check_archive(&path)?;
     }
+    Ok(())
 }
 
 /// Reads every segment that CATALOG lists.
@@ -175,6 +179,8 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
         torn: None,
     };
     let mut gap = false;
+    // Where the journal ends, for the error that says so.
+    let mut end = scans.first().map(|scan| (scan.id, scan.end));
     for scan in scans {
         scan.check()?;
         let continues = scan.first_seqno.is_none_or(|first| first == plan.last_seqno + 1);
@@ -188,6 +194,7 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
         plan.replay.push(scan.id);
         if scan.frames > 0 {
             plan.torn = None;
+            end = Some((scan.id, scan.end));
         }
         plan.last_seqno = scan.last_seqno.unwrap_or(plan.last_seqno);
         plan.last_time_ms = plan.last_time_ms.max(scan.last_time_ms);
@@ -198,8 +205,8 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
     let floor = catalog.partitions.iter().map(|p| p.floor.flushed_upto).max().unwrap_or(0);
     let durable = catalog.last_seqno.max(floor);
     if plan.last_seqno < durable {
-        let last = scans.last().map_or(catalog.first_segment, |scan| scan.id);
-        let offset = scans.last().map(|scan| scan.end);
+        let (last, offset) = plan.torn.or(end).unzip();
+        let last = last.unwrap_or(catalog.first_segment);
         return Err(Error::corrupt_because(
             &files::segment(root, last),
             offset,

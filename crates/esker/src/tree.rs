@@ -23,7 +23,7 @@ use lsm_tree::config::{
     BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
 };
 use lsm_tree::{
-    AbstractTree, AnyTree, Cache, CompressionType, DescriptorTable, Guard as _, InternalValue,
+    AbstractTree, AnyTree, Cache, CompressionType, DescriptorTable, Guard, InternalValue,
     IterGuardImpl, KvSeparationOptions, Memtable, SequenceNumberCounter, ValueType,
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -123,10 +123,7 @@ impl Tree {
     ) -> Result<Self> {
         let counter = SequenceNumberCounter::default();
         let config = configure(dir, options, shared, counter.clone());
-        // lsm-tree asserts on some damaged directories; that is corruption, not a bug of ours.
-        let tree = catch_unwind(AssertUnwindSafe(|| config.open()))
-            .map_err(|_| Error::corrupt(dir, None, "the tree cannot be opened"))?
-            .map_err(|e| wrap("open the tree", dir, e))?;
+        let tree = guarded("open the tree", dir, || config.open())?;
         let this = Self {
             id,
             dir: dir.to_path_buf(),
@@ -384,21 +381,17 @@ impl Tree {
     }
 
     pub(crate) fn get(&self, key: &[u8], read_seqno: u64) -> Result<Option<Slice>> {
-        self.tree
-            .get(key, read_seqno.max(READ_SEQNO_MIN))
-            .map_err(|e| wrap("read from", &self.dir, e))
+        guarded("read from", &self.dir, || self.tree.get(key, read_seqno.max(READ_SEQNO_MIN)))
     }
 
     pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
-        self.tree
-            .contains_key(key, read_seqno.max(READ_SEQNO_MIN))
-            .map_err(|e| wrap("read from", &self.dir, e))
+        guarded("read from", &self.dir, || {
+            self.tree.contains_key(key, read_seqno.max(READ_SEQNO_MIN))
+        })
     }
 
     pub(crate) fn size_of(&self, key: &[u8], read_seqno: u64) -> Result<Option<u32>> {
-        self.tree
-            .size_of(key, read_seqno.max(READ_SEQNO_MIN))
-            .map_err(|e| wrap("read from", &self.dir, e))
+        guarded("read from", &self.dir, || self.tree.size_of(key, read_seqno.max(READ_SEQNO_MIN)))
     }
 
     pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
@@ -441,38 +434,56 @@ impl Drop for Tree {
 
 /// Entries of one tree, from both ends, values still where they are.
 pub(crate) struct RawIter {
-    inner: Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>,
+    inner: Entries,
     dir: Arc<Path>,
 }
 
 impl RawIter {
-    fn entry(&self, guard: IterGuardImpl) -> Result<(Slice, Slice)> {
-        guard.into_inner().map_err(|e| wrap("read from", &self.dir, e))
+    fn entry(&mut self, next: Step) -> Option<Result<(Slice, Slice)>> {
+        let Self { inner, dir } = self;
+        let entry = guarded("read from", dir, || next(inner).map(Guard::into_inner).transpose());
+        entry.transpose()
     }
 
-    fn key(&self, guard: IterGuardImpl) -> Result<Slice> {
-        guard.key().map_err(|e| wrap("read from", &self.dir, e))
+    fn key(&mut self, next: Step) -> Option<Result<Slice>> {
+        let Self { inner, dir } = self;
+        let key = guarded("read from", dir, || next(inner).map(Guard::key).transpose());
+        key.transpose()
     }
 
     pub(crate) fn next_entry(&mut self) -> Option<Result<(Slice, Slice)>> {
-        let guard = self.inner.next()?;
-        Some(self.entry(guard))
+        self.entry(Iterator::next)
     }
 
     pub(crate) fn next_entry_back(&mut self) -> Option<Result<(Slice, Slice)>> {
-        let guard = self.inner.next_back()?;
-        Some(self.entry(guard))
+        self.entry(DoubleEndedIterator::next_back)
     }
 
     pub(crate) fn next_key(&mut self) -> Option<Result<Slice>> {
-        let guard = self.inner.next()?;
-        Some(self.key(guard))
+        self.key(Iterator::next)
     }
 
     pub(crate) fn next_key_back(&mut self) -> Option<Result<Slice>> {
-        let guard = self.inner.next_back()?;
-        Some(self.key(guard))
+        self.key(DoubleEndedIterator::next_back)
     }
+}
+
+type Entries = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
+type Step = fn(&mut Entries) -> Option<IterGuardImpl>;
+
+/// Calls lsm-tree, which asserts on some damaged bytes instead of returning an error: a panic in
+/// there is corruption, not a bug of ours.
+fn guarded<T>(
+    operation: &'static str,
+    dir: &Path,
+    call: impl FnOnce() -> lsm_tree::Result<T>,
+) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .map_err(|_| {
+            let what = format!("lsm-tree cannot {operation} this directory; verify names the file");
+            Error::corrupt(dir, None, what)
+        })?
+        .map_err(|e| wrap(operation, dir, e))
 }
 
 fn configure(
@@ -513,8 +524,12 @@ fn configure(
 /// lsm-tree's errors name no file; the tree's directory is the closest that is known. `verify`
 /// finds the file and the offset.
 fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
     match error {
-        lsm_tree::Error::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
+        // Offsets and lengths that lead nowhere are damage, whatever the operating system says.
+        lsm_tree::Error::Io(e)
+            if !matches!(e.kind(), UnexpectedEof | InvalidInput | InvalidData) =>
+        {
             Error::io(operation, dir, e)
         }
         lsm_tree::Error::ChecksumMismatch { got, expected } => Error::corrupt_because(

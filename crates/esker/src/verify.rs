@@ -66,8 +66,8 @@ pub struct VerifyReport {
     pub partitions: Vec<String>,
     /// Whether it was closed cleanly (or is a checkpoint): an open has nothing to recover.
     pub clean: bool,
-    /// Where the journal ends in a write that was cut short by a crash: not damage; what is behind
-    /// it was never acknowledged as durable.
+    /// Where a crash cut a write to the journal short: not damage; no commit that was acknowledged
+    /// as durable is missing.
     pub torn_tail: Option<TornTail>,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
@@ -305,9 +305,12 @@ impl<'a> Examination<'a> {
                 self.note::<()>(Err(Error::corrupt(&path, Some(scan.end), what)))?;
             }
             self.report.seqno = plan.last_seqno;
-            self.report.torn_tail = plan
-                .torn
-                .map(|(id, offset)| TornTail { path: files::segment(self.root, id), offset });
+            // A torn seal in the middle costs nothing either, but it is not what was written.
+            let torn = scans.iter().find(|scan| scan.tail == Tail::Torn);
+            self.report.torn_tail = torn.map(|scan| TornTail {
+                path: files::segment(self.root, scan.id),
+                offset: scan.end,
+            });
         }
         Ok(())
     }

@@ -48,19 +48,32 @@ impl Value<'_> {
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, partition: u32, key: &[u8], value: &[u8]) {
-    let packed = (value.len() >= COMPRESS_FROM)
-        .then(|| lz4_flex::block::compress(value))
-        .filter(|packed| packed.len() <= value.len() - value.len() / 8);
-    out.reserve(1 + 4 + 2 + 4 + 4 + key.len() + packed.as_ref().map_or(value.len(), Vec::len));
-    out.put_u8(if packed.is_some() { PUT_LZ4 } else { PUT });
-    out.put_u32(partition);
-    out.put_u16(key.len() as u16);
-    out.put_u32(value.len() as u32);
-    if let Some(packed) = &packed {
-        out.put_u32(packed.len() as u32);
+    let begin = out.len();
+    let head = |out: &mut Vec<u8>, kind: u8| {
+        out.put_u8(kind);
+        out.put_u32(partition);
+        out.put_u16(key.len() as u16);
+        out.put_u32(value.len() as u32);
+    };
+    if value.len() >= COMPRESS_FROM {
+        head(out, PUT_LZ4);
+        let len_at = out.len();
+        out.put_u32(0);
+        out.put(key);
+        let value_at = out.len();
+        // Into place: a large value is not copied once more.
+        out.resize(value_at + lz4_flex::block::get_maximum_output_size(value.len()), 0);
+        let packed = lz4_flex::block::compress_into(value, &mut out[value_at..]);
+        if let Some(len) = packed.ok().filter(|len| *len <= value.len() - value.len() / 8) {
+            out[len_at..len_at + 4].copy_from_slice(&(len as u32).to_le_bytes());
+            out.truncate(value_at + len);
+            return;
+        }
+        out.truncate(begin);
     }
+    head(out, PUT);
     out.put(key);
-    out.put(packed.as_deref().unwrap_or(value));
+    out.put(value);
 }
 
 pub(crate) fn delete(out: &mut Vec<u8>, partition: u32, key: &[u8]) {

@@ -104,6 +104,8 @@ struct State {
     segments: Segments,
     last_seqno: u64,
     last_time_ms: u64,
+    /// The last segment was ended for good: an append would write over its seal.
+    finished: bool,
     /// Reused for every group.
     group: Vec<u8>,
 }
@@ -150,6 +152,7 @@ impl Journal {
             segments,
             last_seqno,
             last_time_ms,
+            finished: false,
             group: Vec::new(),
         };
         Self {
@@ -237,6 +240,9 @@ impl Journal {
         self.check_poison()?;
         let mut state = self.state.lock();
         let state = &mut *state;
+        if state.finished {
+            return Err(Error::Closed { path: self.root.clone() });
+        }
         let total: u64 = group.iter().map(|frame| frame.buffer.len() as u64).sum();
         if state.active.end + total > self.segment_bytes && state.active.frames > 0 {
             // Without a prepared segment this one grows past its size: no commit waits for it.
@@ -335,6 +341,7 @@ impl Journal {
         self.check_poison()?;
         {
             let mut state = self.state.lock();
+            state.finished = true;
             let State { active, retired, last_seqno, last_time_ms, .. } = &mut *state;
             retired.push(Arc::new(active.retire(*last_seqno, *last_time_ms)));
         }

@@ -209,7 +209,14 @@ impl Catalog {
             }
             catalog.partitions.push(PartitionEntry { id, tree, name, options, floor });
         }
-        Ok(input.is_empty().then_some(catalog))
+        // Far above anything that is ever written, far below where arithmetic would overflow.
+        const LIMIT: u64 = 1 << 62;
+        let plausible = catalog.first_segment <= catalog.last_segment.saturating_add(1)
+            && catalog.base_seqno <= catalog.last_seqno
+            && [catalog.last_segment, catalog.last_seqno, catalog.next_tree]
+                .iter()
+                .all(|&n| n < LIMIT);
+        Ok((input.is_empty() && plausible).then_some(catalog))
     }
 
     pub(crate) fn load(root: &Path) -> Result<Self> {

@@ -141,14 +141,16 @@ impl<'a> CheckpointBuilder<'a> {
         self
     }
 
-    /// Calls `callback` again and again, on this thread.
+    /// Calls `callback` again and again, on this thread. It must not use the keyspace: files are
+    /// held while it runs.
     pub fn progress(mut self, callback: impl FnMut(Progress) + 'a) -> Self {
         self.progress = Box::new(callback);
         self
     }
 
     /// Takes the checkpoint into the directory `target`, which must not exist; its parent must.
-    /// When this returns everything is durable; when it fails there is nothing.
+    /// When this returns everything is durable; when it fails there is no target (unless all that
+    /// failed was the last sync of its parent).
     ///
     /// # Errors
     ///

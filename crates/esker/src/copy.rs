@@ -76,7 +76,8 @@ pub struct CopyReport {
 }
 
 /// Copies the keyspace in `source`, which nobody has open, to the directory `target`, which must
-/// not exist. Everything is durable when this returns; when it fails there is nothing.
+/// not exist. Everything is durable when this returns; when it fails there is no target (unless all
+/// that failed was the last sync of its parent).
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;

@@ -178,18 +178,23 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File> {
 }
 
 /// Replaces a file atomically and durably: write, sync, rename, sync the directory.
+///
+/// An error of kind `Retry` means that the old file is still there. Once the rename is done nothing
+/// may be reported as if it were not: a failed sync of the directory is never `Retry`.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension(TEMPORARY_SUFFIX);
     remove_if_present(&temporary)?;
-    let written = write_new(&temporary, bytes)
-        .and_then(|file| file.sync_all().at("sync", &temporary))
-        .and_then(|()| fs::rename(&temporary, path).at("rename", &temporary));
-    if let Err(error) = written {
-        // The old file is untouched; a leftover is removed by the next replacement at the latest.
+    let written = (|| {
+        write_new(&temporary, bytes)?.sync_all().at("sync", &temporary)?;
+        let dir = File::open(parent(path)).at("open", parent(path))?;
+        fs::rename(&temporary, path).at("rename", &temporary)?;
+        Ok(dir)
+    })();
+    let dir = written.inspect_err(|_| {
+        // A leftover is removed by the next replacement at the latest.
         let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_dir(parent(path))
+    })?;
+    dir.sync_all().map_err(io::Error::other).at("sync the directory", parent(path))
 }
 
 /// Whether `name` is the leftover of an interrupted [`replace`].

@@ -211,7 +211,8 @@ impl Keyspace {
     }
 
     /// Drops a partition with everything in it; false when there is none. It is durable when this
-    /// returns. Open iterators and snapshots go on reading; its files go with the last of them.
+    /// returns. Open iterators, snapshots and handles go on reading; its files go with the last of
+    /// them.
     ///
     /// # Errors
     ///
@@ -285,8 +286,8 @@ impl Keyspace {
     }
 
     /// Writes everything in memory to tables, ends the journal and closes, so that the next open
-    /// has nothing to replay. Every clone and every partition handle answers [`Error::Closed`] from
-    /// then on.
+    /// has nothing to replay. Checkpoints, flushes and compactions under way finish first; every
+    /// clone and every partition handle answers [`Error::Closed`] from then on.
     ///
     /// # Errors
     ///
@@ -420,10 +421,10 @@ impl Shared {
             });
             self.jobs.finished(job);
             match result {
-                Ok(()) => self.stall.set_trouble(None),
+                Ok(()) => self.stall.set_trouble(job, None),
                 Err(error) if error.kind() == ErrorKind::Retry => {
                     tracing::warn!(%error, ?job, "a background job ran out of space; it will be tried again");
-                    self.stall.set_trouble(Some(error));
+                    self.stall.set_trouble(job, Some(error));
                     self.jobs.request_later(job);
                 }
                 Err(error) => {
@@ -436,9 +437,9 @@ impl Shared {
     }
 
     fn run(&self, job: Job) -> Result<()> {
-        let map = self.versions.current();
-        // A partition that is gone needs no job.
-        let entry = |id: u32| map.get(&id);
+        // A partition that is gone needs no job. Only this entry is kept: the map would pin what
+        // all other partitions have superseded meanwhile.
+        let entry = |id: u32| self.versions.current().get(&id).cloned();
         match job {
             Job::Flush(id) => entry(id).map_or(Ok(()), |e| self.flush_partition(&e.core)),
             Job::Compact(id) => entry(id).map_or(Ok(()), |e| self.compact_tree(&e.core, &e.tree)),

@@ -133,6 +133,8 @@ fn create(root: &Path) -> Result<()> {
         files::create_dir(&dir)?;
     }
     files::sync_dir(root)?;
+    // The directory may be one that an interrupted attempt made and did not sync.
+    files::sync_dir(files::parent(root))?;
     Catalog::new(files::random_u128(), files::random_u128()).store(root)
 }
 

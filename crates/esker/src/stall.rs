@@ -4,6 +4,7 @@
 //! ends with an error when that job cannot be done (no space, poisoned, closed); it never ends only
 //! because somebody forgot to notify (the condition is looked at again every few milliseconds).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ pub(crate) enum Pressure {
 pub(crate) struct Stall {
     changed: Mutex<()>,
     relieved: Condvar,
-    /// The last failure of a background job that will be tried again.
-    trouble: Mutex<Option<Error>>,
+    /// Background jobs that ran out of space and will be tried again.
+    trouble: Mutex<BTreeMap<Job, Error>>,
     pub(crate) count: AtomicU64,
     pub(crate) nanos: AtomicU64,
 }
@@ -42,8 +43,14 @@ impl Stall {
         self.relieved.notify_all();
     }
 
-    pub(crate) fn set_trouble(&self, trouble: Option<Error>) {
-        *self.trouble.lock() = trouble;
+    /// Notes how a background job ended.
+    pub(crate) fn set_trouble(&self, job: Job, trouble: Option<Error>) {
+        let mut jobs = self.trouble.lock();
+        match trouble {
+            Some(error) => _ = jobs.insert(job, error),
+            None => _ = jobs.remove(&job),
+        }
+        drop(jobs);
         self.relieve();
     }
 
@@ -91,7 +98,8 @@ impl Shared {
             if let Err(error) = self.check_writable().and_then(|()| self.journal.check_poison()) {
                 break Err(error);
             }
-            if let Some(trouble) = self.stall.trouble.lock().clone() {
+            let trouble = self.stall.trouble.lock().values().next().cloned();
+            if let Some(trouble) = trouble {
                 break Err(trouble);
             }
             self.stall.wait();

@@ -12,7 +12,7 @@ use parking_lot::MutexGuard;
 use crate::Durability;
 use crate::catalog::{Catalog, Floor, PartitionEntry};
 use crate::commit::Turn;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::journal::items;
 use crate::keyspace::Shared;
@@ -57,7 +57,12 @@ impl Shared {
             stored.next_tree = tree_id + 1;
             stored.partitions.push(entry);
         })
-        .inspect_err(|_| tree.doom())?;
+        .inspect_err(|error| {
+            // Only if CATALOG does not name it.
+            if error.kind() == ErrorKind::Retry {
+                tree.doom();
+            }
+        })?;
         let core = Arc::new(PartitionCore::new(id, name.to_owned(), options, Arc::clone(&tree)));
         self.register(&core, tree)?;
         Ok(core)
@@ -101,6 +106,7 @@ impl Shared {
         let old = core.tree();
         let released = {
             let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
+            let tree = Arc::clone(&tree);
             self.committer.between(move |turn| {
                 core.check_alive()?;
                 let seqno = turn.log(&items::clear(core.id), core.id)?;
@@ -109,7 +115,7 @@ impl Shared {
                 Ok(old.memtable_bytes() + old.take_sealed_bytes())
             })
         };
-        self.release_memory(released?);
+        self.release_memory(released.inspect_err(|_| tree.doom())?);
         self.write_catalog(&mut catalog, |_| {})?;
         drop(catalog);
         drop(core.retire_generations(self.views.oldest()));
@@ -163,7 +169,7 @@ impl Shared {
     /// A failure that is not about space leaves the disk in a state we do not know.
     pub(crate) fn fail(&self, error: Error) -> Error {
         match &error {
-            Error::Io { .. } if error.kind() != crate::ErrorKind::Retry => {
+            Error::Io { .. } if error.kind() != ErrorKind::Retry => {
                 self.journal.poison(error.clone());
                 error
             }

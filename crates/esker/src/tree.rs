@@ -106,6 +106,15 @@ pub(crate) struct Tree {
     doomed: AtomicBool,
 }
 
+/// Opens the gate again, whatever way the compaction ends.
+struct Choosing<'a>(&'a Mutex<bool>);
+
+impl Drop for Choosing<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = false;
+    }
+}
+
 /// What a compaction run changed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Compacted {
@@ -265,6 +274,7 @@ impl Tree {
             return Ok(());
         }
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
+        let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
         self.counter.set(0);
         let lock = self.tree.get_flush_lock();
@@ -274,7 +284,7 @@ impl Tree {
         if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_compacting) = self.compacting.try_lock()
         {
-            self.remove_leftovers(first_new_table);
+            self.remove_leftovers(before, first_new_table);
         }
         flushed?;
         self.collect()
@@ -283,6 +293,7 @@ impl Tree {
     /// One round of compaction, if the tree wants one.
     pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
         let compacting = self.compacting.lock();
+        let choosing = Choosing(&self.gate);
         let threshold = {
             // A flush that sealed before this moment holds nothing newer than what is visible; one
             // that seals later waits at the gate until the inputs are fixed.
@@ -303,12 +314,12 @@ impl Tree {
             }
             Strategy::Everything { table_bytes } => self.tree.major_compact(table_bytes, threshold),
         };
-        *self.gate.lock() = false;
+        drop(choosing);
         let result = result.map_err(|e| wrap("compact", &self.dir, e));
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_flushing) = self.flushing.try_lock()
         {
-            self.remove_leftovers(first_new_table);
+            self.remove_leftovers(before, first_new_table);
         }
         drop(compacting);
         result?;
@@ -330,16 +341,26 @@ impl Tree {
         collected.map_err(|e| wrap("remove old manifests of", &self.dir, e))
     }
 
-    /// Gives back the space of tables that a failed operation left half-written. Tables from
-    /// `first_new_table` on that the newest version lacks are nobody's while the caller holds both
-    /// `flushing` and `compacting`.
-    fn remove_leftovers(&self, first_new_table: u64) {
+    /// Gives back the space of tables and blob files that a failed operation left half-written.
+    /// Those that the newest version lacks are nobody's while the caller holds both `flushing` and
+    /// `compacting`, provided that nothing was installed since the operation began: what was may
+    /// have been superseded already, and still be read.
+    fn remove_leftovers(&self, version_before: u64, first_new_table: u64) {
         let live = self.version().files();
-        let names = files::names(&files::tables(&self.dir)).unwrap_or_default();
-        for id in names.iter().filter_map(|name| files::parse_id(name)) {
-            if id >= first_new_table && !live.tables().any(|table| table.id == id) {
-                // Best effort: the next open removes what remains.
-                let _ = std::fs::remove_file(files::table(&self.dir, id));
+        if live.id != version_before {
+            return;
+        }
+        let first_new_blob = live.blobs.iter().map(|blob| blob.id + 1).max().unwrap_or(0);
+        let dirs = [
+            (files::tables(&self.dir), first_new_table),
+            (files::blobs(&self.dir), first_new_blob),
+        ];
+        for (dir, first_new) in dirs {
+            for name in files::names(&dir).unwrap_or_default() {
+                if files::parse_id(&name).is_some_and(|id| id >= first_new) {
+                    // Best effort: the next open removes what remains.
+                    let _ = files::remove_if_present(&dir.join(name));
+                }
             }
         }
     }
@@ -363,7 +384,7 @@ pub(crate) enum Strategy {
     Everything { table_bytes: u64 },
 }
 
-/// Reading. `read_seqno` sees the commits below it; `Err(Overtaken)` is not an error of the tree.
+/// Reading. `read_seqno` sees the commits below it.
 impl Tree {
     /// Whether a read that took the tree's newest version after taking `read_seqno` can trust it.
     fn overtaken(&self, read_seqno: u64) -> bool {

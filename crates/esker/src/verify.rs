@@ -172,6 +172,10 @@ fn examine(
     Ok(examination.report)
 }
 
+fn is_medium_error(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// A whole file to hash.
 struct Task {
     path: PathBuf,
@@ -241,6 +245,13 @@ impl<'a> Examination<'a> {
                 self.report.problems.push(Problem::from(*corruption));
                 Ok(None)
             }
+            // A sector that cannot be read is damage like any other.
+            Err(Error::Io { path, source, .. }) if is_medium_error(&source) => {
+                let what = "the file cannot be read".into();
+                let (expected, found) = ("readable bytes".into(), source.to_string());
+                self.report.problems.push(Problem { path, offset: None, what, expected, found });
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -290,7 +301,9 @@ impl<'a> Examination<'a> {
     }
 
     fn look_at_journal(&mut self, catalog: &Catalog) -> Result<()> {
-        for id in catalog.first_segment..=catalog.last_segment {
+        let listed = catalog.first_segment..=catalog.last_segment;
+        for id in survey::segments_on_disk(self.root)?.into_iter().filter(|id| listed.contains(id))
+        {
             let path = files::segment(self.root, id);
             self.report.files += 1;
             self.count_bytes(&path);

@@ -16,6 +16,8 @@ use super::format::{
 use crate::error::{Corruption, Error, IoContext, Result};
 
 const READ_BUFFER_BYTES: usize = 1 << 20;
+/// No history is ever so long; above it arithmetic could overflow.
+const SEQNO_LIMIT: u64 = 1 << 62;
 
 /// One committed batch, checked.
 pub(crate) struct Frame<'a> {
@@ -168,6 +170,9 @@ fn check_order(
     match expected {
         Some(seqno) if seqno != frame.seqno => {
             wrong("a commit is missing or out of order", format!("seqno {seqno}"), frame.seqno)
+        }
+        _ if frame.seqno >= SEQNO_LIMIT => {
+            wrong("the commit's number is impossible", format!("below {SEQNO_LIMIT}"), frame.seqno)
         }
         _ if frame.time_ms < scan.last_time_ms => wrong(
             "commit times run backwards",

@@ -324,6 +324,7 @@ impl Journal {
         loop {
             self.check_poison()?;
             let Some(oldest) = self.state.lock().retired.first().cloned() else { return Ok(()) };
+            oldest.sync().map_err(|error| self.poison(error))?;
             let (sealed_len, chain) = match oldest.seal() {
                 Ok(sealed) => sealed,
                 Err(error) if error.kind() == ErrorKind::Retry => return Err(error),
@@ -473,13 +474,21 @@ impl Active {
 }
 
 impl Retired {
-    /// Makes the segment complete and immutable; returns its final length and chain value.
-    fn seal(&self) -> Result<(u64, u64)> {
+    /// Makes every frame durable. No failure of a sync may be tried again, not even one about
+    /// space: the second try would succeed over what the first has lost.
+    fn sync(&self) -> Result<()> {
         let SegmentFile { file, path, synced_len, .. } = &*self.file;
         if synced_len.load(Ordering::Acquire) < self.end {
             file.sync_data().at("sync", path)?;
             synced_len.fetch_max(self.end, Ordering::AcqRel);
         }
+        Ok(())
+    }
+
+    /// Makes the segment complete and immutable; returns its final length and chain value. Its
+    /// frames are durable.
+    fn seal(&self) -> Result<(u64, u64)> {
+        let SegmentFile { file, path, .. } = &*self.file;
         let payload = seal_payload(self.frames, self.last_seqno);
         let header = FrameHeader {
             kind: FrameKind::Seal,

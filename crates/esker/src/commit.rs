@@ -348,7 +348,7 @@ impl std::ops::Deref for Member {
 impl Drop for Member {
     fn drop(&mut self) {
         if self.state.load(Ordering::Acquire) != DONE {
-            self.finish(Err(panicked()));
+            self.finish(Err(Error::Poisoned { cause: Arc::new(panicked()) }));
         }
     }
 }

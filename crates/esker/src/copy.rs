@@ -135,7 +135,7 @@ fn survey(source: &Path) -> Result<(Plan, u64)> {
     let catalog = survey::load_catalog(source)?;
     let mut trees = Vec::new();
     for entry in &catalog.partitions {
-        let checked = survey::survey_tree(source, entry)?;
+        let checked = survey::survey_tree(source, &catalog, entry)?;
         let (version, manifest) = (checked.version, checked.manifest);
         trees.push(PlannedTree { id: entry.tree, version, manifest });
     }

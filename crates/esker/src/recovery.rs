@@ -58,7 +58,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     }
     let mut catalog = Catalog::load(root)?;
     for entry in &catalog.partitions {
-        survey_tree(root, entry)?;
+        survey_tree(root, &catalog, entry)?;
     }
     let (_, plan) = plan_journal(root, &catalog)?;
     remove_leftovers(root, &catalog)?;
@@ -207,7 +207,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
     let checked = catalog
         .partitions
         .iter()
-        .map(|entry| survey_tree(&source, entry))
+        .map(|entry| survey_tree(&source, &catalog, entry))
         .collect::<Result<Vec<_>>>()?;
     let (scans, plan) = plan_journal(&source, &catalog)?;
     let temporary = std::env::temp_dir();

@@ -62,7 +62,11 @@ pub(crate) fn load_catalog(root: &Path) -> Result<Catalog> {
 }
 
 /// Checks a tree's `current`, its manifest, its floor, and that every file it names is there.
-pub(crate) fn survey_tree(root: &Path, entry: &PartitionEntry) -> Result<Checked> {
+pub(crate) fn survey_tree(
+    root: &Path,
+    catalog: &Catalog,
+    entry: &PartitionEntry,
+) -> Result<Checked> {
     let dir = files::tree(root, entry.tree);
     if !files::current(&dir).exists() {
         return Err(Error::corrupt(&files::current(&dir), None, "the file is missing"));
@@ -75,6 +79,16 @@ pub(crate) fn survey_tree(root: &Path, entry: &PartitionEntry) -> Result<Checked
             "it names an older version than the partition is known to have had",
             format!("v{} or later", entry.floor.version),
             format!("v{}", checked.version.id),
+        ));
+    }
+    if catalog.clean && checked.version.id > entry.floor.version {
+        // A clean close, a checkpoint and a copy record exactly what is there.
+        return Err(Error::corrupt_because(
+            &files::catalog(root),
+            None,
+            format!("it is an old copy: the partition {:?} went on after it", entry.name),
+            format!("version v{}", checked.version.id),
+            format!("version v{}", entry.floor.version),
         ));
     }
     if checked.version.separates_values != entry.options.separate_values_from.is_some() {
@@ -187,7 +201,7 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
         if gap || !continues {
             gap = true;
             if scan.frames > 0 && scan.synced_len > SEGMENT_HEADER_LEN as u64 {
-                return Err(missing(root, scan, plan.last_seqno + 1));
+                return Err(missing(root, end, plan.last_seqno + 1, scan));
             }
             continue;
         }
@@ -218,13 +232,14 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
     Ok(plan)
 }
 
-fn missing(root: &Path, scan: &Scan, expected: u64) -> Error {
+fn missing(root: &Path, end: Option<(u64, u64)>, expected: u64, next: &Scan) -> Error {
+    let (segment, offset) = end.unwrap_or((next.id, SEGMENT_HEADER_LEN as u64));
     Error::corrupt_because(
-        &files::segment(root, scan.id),
-        Some(SEGMENT_HEADER_LEN as u64),
-        "durable commits before this segment are missing",
+        &files::segment(root, segment),
+        Some(offset),
+        format!("it ends too early: segment {} goes on with later commits, durably", next.id),
         format!("commit {expected}"),
-        format!("commit {}", scan.first_seqno.unwrap_or(0)),
+        format!("commit {}", next.first_seqno.unwrap_or(0)),
     )
 }
 

@@ -228,7 +228,7 @@ impl<'a> Examination<'a> {
         names.sort();
         self.report.partitions = names;
         for entry in &catalog.partitions {
-            self.look_at_tree(entry)?;
+            self.look_at_tree(&catalog, entry)?;
         }
         self.look_at_journal(&catalog)?;
         if catalog.fork_on_open {
@@ -260,10 +260,10 @@ impl<'a> Examination<'a> {
         self.report.bytes += std::fs::metadata(path).map_or(0, |m| m.len());
     }
 
-    fn look_at_tree(&mut self, entry: &PartitionEntry) -> Result<()> {
+    fn look_at_tree(&mut self, catalog: &Catalog, entry: &PartitionEntry) -> Result<()> {
         let dir = files::tree(self.root, entry.tree);
         self.known.insert(files::current(&dir));
-        let checked = survey::survey_tree(self.root, entry);
+        let checked = survey::survey_tree(self.root, catalog, entry);
         // A missing table must not keep the others from being read.
         let manifest = match &checked {
             Ok(_) => None,

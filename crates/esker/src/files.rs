@@ -369,8 +369,19 @@ pub(crate) enum Access {
 /// open keyspace does not thereby get a second open.
 #[derive(Debug)]
 pub(crate) struct KeyspaceLock {
-    _directory: File,
-    _file: Option<File>,
+    directory: File,
+    file: Option<File>,
+}
+
+impl Drop for KeyspaceLock {
+    /// Closing the descriptors is not enough: a process that another thread is just starting holds
+    /// copies of them until its exec.
+    fn drop(&mut self) {
+        for file in [Some(&self.directory), self.file.as_ref()].into_iter().flatten() {
+            // What cannot be unlocked was not locked, or is when the descriptor is closed.
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
+    }
 }
 
 impl KeyspaceLock {
@@ -396,7 +407,7 @@ impl KeyspaceLock {
         if let Some(file) = &file {
             flock(file, access, root)?;
         }
-        Ok(Self { _directory: directory, _file: file })
+        Ok(Self { directory, file })
     }
 
     /// Locks the directory alone, exclusively, without creating anything in it.
@@ -407,7 +418,7 @@ impl KeyspaceLock {
         if let Some(file) = &file {
             flock(file, Access::Exclusive, root)?;
         }
-        Ok(Self { _directory: directory, _file: file })
+        Ok(Self { directory, file })
     }
 }
 

@@ -107,3 +107,8 @@ pub mod fuzzing {
         Ok((scan.frames, items))
     }
 }
+
+/// The README's example, so that it compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -32,6 +32,7 @@ pub use lsm_tree::Slice;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::journal::items::KEY_LEN_MAX;
 use crate::manifest::{BlobEntry, TableEntry, Version};
 use crate::options::{Compression, PartitionOptions};
 use crate::views::Views;
@@ -402,25 +403,40 @@ impl Tree {
     }
 
     pub(crate) fn get(&self, key: &[u8], read_seqno: u64) -> Result<Option<Slice>> {
+        if is_too_long(key) {
+            return Ok(None);
+        }
         guarded("read from", &self.dir, || self.tree.get(key, read_seqno.max(READ_SEQNO_MIN)))
     }
 
     pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
+        if is_too_long(key) {
+            return Ok(false);
+        }
         guarded("read from", &self.dir, || {
             self.tree.contains_key(key, read_seqno.max(READ_SEQNO_MIN))
         })
     }
 
     pub(crate) fn size_of(&self, key: &[u8], read_seqno: u64) -> Result<Option<u32>> {
+        if is_too_long(key) {
+            return Ok(None);
+        }
         guarded("read from", &self.dir, || self.tree.size_of(key, read_seqno.max(READ_SEQNO_MIN)))
     }
 
     pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
+        let bounds = shorten(bounds);
         let inner = self.tree.range::<Slice, _>(bounds, read_seqno.max(READ_SEQNO_MIN), None);
         RawIter { inner, dir: Arc::from(self.dir.as_path()) }
     }
 
     pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
+        if is_too_long(prefix) {
+            let nothing = Slice::from(&prefix[..1]);
+            let bounds = (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
+            return self.range(bounds, read_seqno);
+        }
         let inner = self.tree.prefix(prefix, read_seqno.max(READ_SEQNO_MIN), None);
         RawIter { inner, dir: Arc::from(self.dir.as_path()) }
     }
@@ -505,6 +521,23 @@ fn guarded<T>(
             Error::corrupt(dir, None, what)
         })?
         .map_err(|e| wrap(operation, dir, e))
+}
+
+/// Longer than any key: lsm-tree panics when asked for it.
+fn is_too_long(key: &[u8]) -> bool {
+    key.len() > KEY_LEN_MAX
+}
+
+/// Bounds that no key can equal, cut to the length of a key without moving a key across them:
+/// a key that equals the cut bound is a prefix of the whole one and so lies before it.
+fn shorten((start, end): (Bound<Slice>, Bound<Slice>)) -> (Bound<Slice>, Bound<Slice>) {
+    let cut = |bound: Bound<Slice>, cut: fn(Slice) -> Bound<Slice>| match bound {
+        Bound::Included(key) | Bound::Excluded(key) if is_too_long(&key) => {
+            cut(Slice::from(&key[..KEY_LEN_MAX]))
+        }
+        other => other,
+    };
+    (cut(start, Bound::Excluded), cut(end, Bound::Included))
 }
 
 fn configure(

@@ -1,0 +1,293 @@
+//! `esker load`: real data into a partition.
+//!
+//! Memory must not grow with the input: files are read ahead within a budget of bytes, lines are
+//! streamed, and batches are bounded by entries and by bytes. An input that cannot be read costs
+//! itself, not the rest: it is named, counted, and makes the exit code 1. What a finished load
+//! reports as loaded is on stable storage.
+
+mod files;
+mod lines;
+mod walk;
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use esker::{Batch, Keyspace, Partition, PartitionOptions, PersistMode, Slice};
+
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Bar, Console, say};
+use crate::store;
+
+pub use lines::JsonEntry;
+
+/// The shortest key the engine refuses.
+const KEY_BYTES_TOO_MANY: u64 = 1 << 16;
+/// The shortest value the engine refuses.
+const VALUE_BYTES_TOO_MANY: u64 = 1 << 32;
+/// A batch is committed when its values reach this: large enough that a commit costs little beside
+/// its bytes, small enough that reading goes on meanwhile.
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+
+/// Load files or lines into a partition
+///
+/// Creates the keyspace and the partition if they do not exist; for files, with values of 4 KiB and
+/// more separated from the keys.
+///
+/// files: INPUTs are directories or files. The key is the path below the directory given (for a
+/// file, its name), the value its content. Symbolic links below an INPUT are not followed;
+/// whatever is not a regular file is left out.
+///
+/// tsv: the first tab of a line separates key and value; without a tab the value is empty. With
+/// --escaped, \xNN, \\, \t and \n are read as `esker scan` prints them.
+///
+/// jsonl: one object a line, {"key": "…", "value": "…"}; key_hex and value_hex instead take bytes as
+/// hex digits. The first malformed line ends the load; the lines before it stay.
+///
+/// Inputs and lines that cannot be loaded are named on stderr and counted; the rest is loaded and
+/// the exit code is 1.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The keyspace
+    dir: PathBuf,
+    /// The partition
+    #[arg(short, long)]
+    partition: String,
+    /// What the inputs are
+    #[arg(short, long)]
+    format: Format,
+    /// Directories or files; `-` or nothing reads stdin (tsv and jsonl)
+    #[arg(value_name = "INPUT")]
+    inputs: Vec<PathBuf>,
+    /// tsv: read \xNN, \\, \t and \n as escapes
+    #[arg(long)]
+    escaped: bool,
+    /// Commit after this many entries (or 4 MiB, whichever comes first)
+    #[arg(long, value_name = "N", default_value_t = 1000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Files,
+    Tsv,
+    Jsonl,
+}
+
+impl Format {
+    /// How a partition that the load creates is laid out. Files are kept apart from their names
+    /// from 4 KiB on: compaction would rewrite them again and again.
+    fn options(self) -> PartitionOptions {
+        let options = PartitionOptions::default();
+        match self {
+            Self::Files => options.separate_values_from(Some(4 << 10)),
+            Self::Tsv | Self::Jsonl => options,
+        }
+    }
+}
+
+/// `esker load`
+pub fn run(args: &Args, console: Console) -> Outcome {
+    check(args)?;
+    let keyspace = store::open_or_create(&args.dir)?;
+    let partition = keyspace.partition(&args.partition, args.format.options())?;
+    let start = Instant::now();
+    let mut sink = Sink::new(&keyspace, &partition, args.batch, console.bytes("loading"));
+    let outcome = load(args, &keyspace, console, &mut sink);
+    sink.bar.clear();
+    let tally = sink.tally;
+    outcome.map_err(|failure| tally.partway(failure))?;
+    keyspace.close()?;
+    if !console.is_quiet() {
+        say(tally.summary(start.elapsed()))?;
+    }
+    tally.verdict()
+}
+
+/// Refuses what clap cannot see, before anything is created.
+fn check(args: &Args) -> Outcome {
+    let usage = |sentence: &str| Err(Failure::Usage(sentence.to_owned()));
+    match args.format {
+        Format::Files if args.inputs.is_empty() => {
+            usage("--format files needs at least one INPUT: a directory or a file")
+        }
+        Format::Files if args.inputs.iter().any(|input| is_stdin(input)) => {
+            usage("--format files cannot read stdin")
+        }
+        Format::Files | Format::Jsonl if args.escaped => usage("--escaped goes with --format tsv"),
+        _ => Ok(()),
+    }
+}
+
+fn is_stdin(input: &Path) -> bool {
+    input == Path::new("-")
+}
+
+fn load(args: &Args, keyspace: &Keyspace, console: Console, sink: &mut Sink<'_>) -> Outcome {
+    match args.format {
+        Format::Files => files::load(&args.inputs, keyspace.path(), console, sink)?,
+        Format::Tsv => lines::load_tsv(&args.inputs, args.escaped, sink)?,
+        Format::Jsonl => lines::load_jsonl(&args.inputs, sink)?,
+    }
+    sink.commit()?;
+    sink.bar.say("syncing");
+    Ok(keyspace.persist(PersistMode::SyncAll)?)
+}
+
+/// Where the loaders put what they read: batches in, tally out.
+struct Sink<'a> {
+    keyspace: &'a Keyspace,
+    partition: &'a Partition,
+    entries_max: u64,
+    batch: Batch,
+    batch_entries: u64,
+    batch_bytes: u64,
+    bar: Bar,
+    tally: Tally,
+}
+
+impl<'a> Sink<'a> {
+    fn new(keyspace: &'a Keyspace, partition: &'a Partition, entries_max: u64, bar: Bar) -> Self {
+        let batch = keyspace.batch();
+        let tally = Tally::default();
+        let (batch_entries, batch_bytes) = (0, 0);
+        Self { keyspace, partition, entries_max, batch, batch_entries, batch_bytes, bar, tally }
+    }
+
+    /// Adds one entry; commits when the batch is full. `name` says where the entry came from if the
+    /// engine could never take it: such an entry is refused here, since it would fail its batch.
+    fn push(
+        &mut self,
+        key: impl Into<Slice>,
+        value: impl Into<Slice>,
+        name: impl FnOnce() -> String,
+    ) -> Outcome {
+        let (key, value) = (key.into(), value.into());
+        let (key_bytes, value_bytes) = (key.len() as u64, value.len() as u64);
+        if let Err(reason) = acceptable(key_bytes, value_bytes) {
+            self.refuse(format_args!("{}: {reason}", name()));
+            return Ok(());
+        }
+        self.batch.insert(self.partition, key, value);
+        self.batch_entries += 1;
+        self.batch_bytes += key_bytes + value_bytes;
+        if self.batch_entries >= self.entries_max || self.batch_bytes >= BATCH_BYTES_MAX {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Commits what is in the batch, if anything.
+    fn commit(&mut self) -> Outcome {
+        if self.batch_entries == 0 {
+            return Ok(());
+        }
+        std::mem::replace(&mut self.batch, self.keyspace.batch()).commit()?;
+        self.tally.entries += std::mem::take(&mut self.batch_entries);
+        self.tally.bytes += std::mem::take(&mut self.batch_bytes);
+        Ok(())
+    }
+
+    /// Names and counts what cannot be loaded.
+    fn refuse(&mut self, sentence: impl Display) {
+        self.bar.warn(sentence);
+        self.tally.refused += 1;
+    }
+}
+
+/// Whether the engine takes an entry of these lengths; the error is a clause that says why not.
+fn acceptable(key_bytes: u64, value_bytes: u64) -> Result<(), String> {
+    match (key_bytes, value_bytes) {
+        (0, _) => Err("the key is empty".to_owned()),
+        (KEY_BYTES_TOO_MANY.., _) => Err(format!(
+            "the key of {} bytes is longer than 65,535 bytes",
+            output::count(key_bytes)
+        )),
+        (_, VALUE_BYTES_TOO_MANY..) => {
+            let bytes = output::count(value_bytes);
+            Err(format!("the value of {bytes} bytes is longer than 4,294,967,295 bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What became of the input.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    /// Entries committed.
+    entries: u64,
+    /// Bytes of their keys and values.
+    bytes: u64,
+    /// Inputs, files and lines that could not be loaded.
+    refused: u64,
+    /// What the walk left out without being asked to load it: links, sockets, devices.
+    left_out: u64,
+    /// Why the rest of the input was not looked at.
+    stopped: Option<String>,
+}
+
+impl Tally {
+    fn summary(&self, time: Duration) -> String {
+        let mut summary = format!(
+            "loaded {}, {} in {} ({})",
+            output::counted(self.entries, "entry"),
+            output::bytes(self.bytes),
+            output::duration(time),
+            output::rate(self.bytes, time)
+        );
+        if self.left_out > 0 {
+            summary +=
+                &format!("; left out {} not regular", output::counted(self.left_out, "file"));
+        }
+        summary
+    }
+
+    /// Adds to a failure of the engine how much was committed before it.
+    fn partway(&self, failure: Failure) -> Failure {
+        let done = format!("the load stopped after {}", output::counted(self.entries, "entry"));
+        match failure {
+            Failure::Engine(cause) => Failure::Partway { done, cause },
+            other => other,
+        }
+    }
+
+    /// Whether everything was loaded.
+    fn verdict(&self) -> Outcome {
+        let entries = output::counted(self.entries, "entry");
+        let refused = output::counted(self.refused, "input");
+        match &self.stopped {
+            Some(reason) => Err(Failure::Failed(format!("{reason}; {entries} before it loaded"))),
+            None if self.refused > 0 => Err(Failure::Failed(format!(
+                "{refused} could not be loaded, the rest was ({entries})"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_keys_and_values_are_inclusive() {
+        assert!(acceptable(1, 0).is_ok());
+        assert!(acceptable(65_535, (1 << 32) - 1).is_ok());
+        assert_eq!(acceptable(0, 1).unwrap_err(), "the key is empty");
+        let error = acceptable(65_536, 0).unwrap_err();
+        assert_eq!(error, "the key of 65,536 bytes is longer than 65,535 bytes");
+        let error = acceptable(1, 1 << 32).unwrap_err();
+        assert_eq!(error, "the value of 4,294,967,296 bytes is longer than 4,294,967,295 bytes");
+    }
+
+    #[test]
+    fn a_load_with_refused_inputs_is_a_failure_that_counts_them() {
+        let tally = Tally { entries: 7, refused: 2, ..Tally::default() };
+        let failure = tally.verdict().unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        let sentence = failure.to_string();
+        assert_eq!(sentence, "2 inputs could not be loaded, the rest was (7 entries)");
+    }
+}

@@ -102,6 +102,11 @@ impl Batch {
         self.changes.is_empty()
     }
 
+    fn bytes(&self) -> u64 {
+        let len = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, |v| v.len());
+        self.changes.iter().map(|change| len(change) as u64).sum()
+    }
+
     /// Commits every change under one sequence number, which is returned. Readers see all of them
     /// from then on. An empty batch commits nothing and returns the newest visible number.
     ///
@@ -119,7 +124,7 @@ impl Batch {
         if self.changes.is_empty() {
             return Ok(shared.views.visible());
         }
-        shared.throttle()?;
+        shared.throttle(self.bytes())?;
         let durability = self.durability.unwrap_or(shared.config.durability);
         let outgoing = encode(&self.changes)?;
         shared

@@ -59,9 +59,11 @@ impl Shared {
         self.versions.current().values().try_for_each(|entry| self.flush_partition(&entry.core))
     }
 
-    /// Flushes the largest memtables until the write buffer is half empty.
+    /// Flushes the largest memtables until the write buffer is half empty, or has room for the
+    /// largest batch that waits.
     pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
-        let enough = self.config.write_buffer_bytes_max / 2;
+        let max = self.config.write_buffer_bytes_max;
+        let enough = (max / 2).min(max.saturating_sub(self.stall.largest_waiting()));
         let map = self.versions.current();
         let mut largest: Vec<_> = map.values().collect();
         largest.sort_by_key(|entry| {

@@ -32,6 +32,8 @@ pub(crate) struct Stall {
     relieved: Condvar,
     /// Background jobs that ran out of space and will be tried again.
     trouble: Mutex<BTreeMap<Job, Error>>,
+    waiting: AtomicU64,
+    largest_waiting: AtomicU64,
     pub(crate) count: AtomicU64,
     pub(crate) nanos: AtomicU64,
 }
@@ -52,6 +54,11 @@ impl Stall {
         }
         drop(jobs);
         self.relieve();
+    }
+
+    /// The largest batch that waits for room, in bytes; 0 when nobody waits.
+    pub(crate) fn largest_waiting(&self) -> u64 {
+        self.largest_waiting.load(Ordering::Relaxed)
     }
 
     fn wait(&self) {
@@ -77,22 +84,24 @@ fn level(value: u64, slow: u64, stop: u64) -> Pressure {
 }
 
 impl Shared {
-    /// Called before a batch joins the commit queue.
-    pub(crate) fn throttle(&self) -> Result<()> {
-        match self.pressure() {
+    /// Called before a batch of so many bytes joins the commit queue.
+    pub(crate) fn throttle(&self, bytes: u64) -> Result<()> {
+        match self.pressure(bytes) {
             Pressure::None => Ok(()),
             Pressure::Slow => {
                 self.ask_for_relief();
                 std::thread::sleep(SLOW_DOWN);
                 Ok(())
             }
-            Pressure::Stop => self.wait_for_room(),
+            Pressure::Stop => self.wait_for_room(bytes),
         }
     }
 
-    fn wait_for_room(&self) -> Result<()> {
+    fn wait_for_room(&self, bytes: u64) -> Result<()> {
         let began = Instant::now();
         self.stall.count.fetch_add(1, Ordering::Relaxed);
+        self.stall.waiting.fetch_add(1, Ordering::Relaxed);
+        self.stall.largest_waiting.fetch_max(bytes, Ordering::Relaxed);
         let result = loop {
             self.ask_for_relief();
             if let Err(error) = self.check_writable().and_then(|()| self.journal.check_poison()) {
@@ -103,19 +112,25 @@ impl Shared {
                 break Err(trouble);
             }
             self.stall.wait();
-            if self.pressure() < Pressure::Stop {
+            if self.pressure(bytes) < Pressure::Stop {
                 break Ok(());
             }
         };
+        if self.stall.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Only a hint of how much to flush: one that is lost is set again by the next to wait.
+            self.stall.largest_waiting.store(0, Ordering::Relaxed);
+        }
         self.stall.nanos.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         result
     }
 
-    /// The worst of the three resources. Two loads when nothing is short.
-    fn pressure(&self) -> Pressure {
+    /// The worst of the three resources, with `bytes` more in memory. Two loads when nothing is
+    /// short. What is larger than the whole write buffer needs it empty, not larger.
+    fn pressure(&self, bytes: u64) -> Pressure {
         let max = self.config.write_buffer_bytes_max;
-        let memory =
-            level(self.committer.memtable_bytes.load(Ordering::Relaxed), max - max / 8, max);
+        let used = self.committer.memtable_bytes.load(Ordering::Relaxed);
+        let full = used > 0 && used + bytes > max;
+        let memory = if full { Pressure::Stop } else { level(used, max - max / 8, max) };
         memory.max(self.tables_pressure.load())
     }
 

@@ -1,7 +1,8 @@
 //! What one frame carries: puts, deletes and changes of the set of partitions.
 //!
 //! Grammar and limits: docs/format.md, "Items". An item names its partition by id. Values of
-//! `COMPRESS_FROM` bytes and more are compressed when that saves at least an eighth.
+//! `COMPRESS_FROM` bytes and more are compressed, in chunks, when the first chunk shrinks by at
+//! least an eighth: a large value costs the memory of its compressed form and no more.
 
 use crate::bytes::{Put, Take, Truncated};
 
@@ -9,6 +10,10 @@ pub(crate) const KEY_LEN_MAX: usize = u16::MAX as usize;
 pub(crate) const VALUE_LEN_MAX: usize = u32::MAX as usize;
 /// LZ4 runs at several times the speed of a disk; below this size the call costs more than it saves.
 const COMPRESS_FROM: usize = 4 << 10;
+/// Large values are compressed in pieces of this size.
+const CHUNK_LEN: usize = 256 << 10;
+/// Set in a chunk's length: the chunk is stored as it is.
+const CHUNK_IS_PLAIN: u32 = 1 << 31;
 
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
@@ -40,11 +45,50 @@ impl Value<'_> {
         match *self {
             Self::Plain(bytes) => Some(bytes.to_vec()),
             Self::Lz4 { len, bytes } => {
-                let value = lz4_flex::block::decompress(bytes, len).ok()?;
-                (value.len() == len).then_some(value)
+                let (mut input, mut value) = (Take::new(bytes), Vec::new());
+                while value.len() < len {
+                    unpack_chunk(&mut input, (len - value.len()).min(CHUNK_LEN), &mut value)?;
+                }
+                input.is_empty().then_some(value)
             }
         }
     }
+}
+
+fn unpack_chunk(input: &mut Take<'_>, len: usize, value: &mut Vec<u8>) -> Option<()> {
+    let head = input.u32().ok()?;
+    let stored = input.bytes((head & !CHUNK_IS_PLAIN) as usize).ok()?;
+    if head & CHUNK_IS_PLAIN != 0 {
+        value.extend_from_slice(stored);
+        return (stored.len() == len).then_some(());
+    }
+    let at = value.len();
+    value.resize(at + len, 0);
+    let unpacked = lz4_flex::block::decompress_into(stored, &mut value[at..]).ok()?;
+    (unpacked == len).then_some(())
+}
+
+/// Appends the value in compressed chunks; false, with nothing appended, when it does not pay.
+fn pack(value: &[u8], out: &mut Vec<u8>) -> bool {
+    let begin = out.len();
+    let mut packed = vec![0; lz4_flex::block::get_maximum_output_size(value.len().min(CHUNK_LEN))];
+    for chunk in value.chunks(CHUNK_LEN) {
+        let worth = chunk.len() - chunk.len() / 8;
+        let len =
+            lz4_flex::block::compress_into(chunk, &mut packed).ok().filter(|&len| len <= worth);
+        match len {
+            Some(len) => {
+                out.put_u32(len as u32);
+                out.put(&packed[..len]);
+            }
+            None if out.len() == begin => return false,
+            None => {
+                out.put_u32(chunk.len() as u32 | CHUNK_IS_PLAIN);
+                out.put(chunk);
+            }
+        }
+    }
+    true
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, partition: u32, key: &[u8], value: &[u8]) {
@@ -61,12 +105,9 @@ pub(crate) fn put(out: &mut Vec<u8>, partition: u32, key: &[u8], value: &[u8]) {
         out.put_u32(0);
         out.put(key);
         let value_at = out.len();
-        // Into place: a large value is not copied once more.
-        out.resize(value_at + lz4_flex::block::get_maximum_output_size(value.len()), 0);
-        let packed = lz4_flex::block::compress_into(value, &mut out[value_at..]);
-        if let Some(len) = packed.ok().filter(|len| *len <= value.len() - value.len() / 8) {
-            out[len_at..len_at + 4].copy_from_slice(&(len as u32).to_le_bytes());
-            out.truncate(value_at + len);
+        if pack(value, out) && u32::try_from(out.len() - value_at).is_ok() {
+            let len = (out.len() - value_at) as u32;
+            out[len_at..len_at + 4].copy_from_slice(&len.to_le_bytes());
             return;
         }
         out.truncate(begin);
@@ -194,7 +235,34 @@ mod tests {
 
     #[test]
     fn a_lying_length_is_refused_without_a_large_allocation() {
-        let value = Value::Lz4 { len: 10, bytes: &lz4_flex::block::compress(&[1; 1000]) };
-        assert_eq!(value.bytes(), None);
+        let mut bytes = Vec::new();
+        assert!(pack(&[1; 1000], &mut bytes));
+        for len in [10, 999, 1001, u32::MAX as usize] {
+            assert_eq!(Value::Lz4 { len, bytes: &bytes }.bytes(), None, "{len}");
+        }
+    }
+
+    #[test]
+    fn values_of_many_chunks_round_trip_and_noise_is_stored_plain() {
+        let mut state = 1u64;
+        let noise = |len: usize, state: &mut u64| -> Vec<u8> {
+            let step = |_| {
+                *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (*state >> 56) as u8
+            };
+            (0..len).map(step).collect()
+        };
+        let text = vec![b'a'; CHUNK_LEN + 5];
+        let mixed = [&text[..], &noise(2 * CHUNK_LEN, &mut state), &text].concat();
+        let mut payload = Vec::new();
+        put(&mut payload, 1, b"text", &text);
+        put(&mut payload, 1, b"mixed", &mixed);
+        put(&mut payload, 1, b"noise", &noise(10_000, &mut state));
+        let items: Vec<_> = Items::new(&payload, 3).map(Result::unwrap).collect();
+        for (item, expected) in items.iter().zip([Some(&text), Some(&mixed), None]) {
+            let Item::Put { value, .. } = item else { panic!("{item:?}") };
+            assert_eq!(matches!(value, Value::Lz4 { .. }), expected.is_some());
+            assert!(expected.is_none_or(|expected| value.bytes().as_ref() == Some(expected)));
+        }
     }
 }

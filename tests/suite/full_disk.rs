@@ -1,0 +1,262 @@
+//! A disk that fills up: reads go on, nothing is lost, space comes back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use esker::{Config, ErrorKind, Keyspace, PartitionOptions, Transfer};
+use esker_tests::files::entries;
+use esker_tests::{Seeded, content, fill, open_content};
+
+/// A small filesystem of its own, unmounted on drop.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// `None`, loudly, where that is not allowed.
+    #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+    pub fn mount(at: &Path, options: &str) -> Option<Self> {
+        fs::create_dir(at).unwrap();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
+        match mount {
+            Ok(output) if output.status.success() => Some(Self(at.to_path_buf())),
+            other => {
+                eprintln!("SKIPPED: cannot mount a tmpfs: {other:?}");
+                None
+            }
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn used(&self) -> u64 {
+        let statistics = rustix::fs::statvfs(&self.0).unwrap();
+        (statistics.f_blocks - statistics.f_bfree) * statistics.f_frsize
+    }
+
+    /// Takes all space but `left` bytes with a file.
+    fn fill_up(&self, left: u64) {
+        let statistics = rustix::fs::statvfs(&self.0).unwrap();
+        let free = statistics.f_bavail * statistics.f_frsize;
+        let ballast = fs::File::create(self.at("ballast")).unwrap();
+        rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, free - left)
+            .unwrap();
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.at("ballast")).unwrap();
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn open(path: &Path) -> Keyspace {
+    Config::new(path)
+        .journal_segment_bytes(256 << 10)
+        .memtable_bytes(128 << 10)
+        .write_buffer_bytes_max(512 << 10)
+        .open()
+        .unwrap()
+}
+
+/// Inserts until the disk is full; returns how many were acknowledged.
+fn write_until_full(partition: &esker::Partition, random: &mut Seeded) -> u64 {
+    for number in 0.. {
+        let mut value = random.bytes(4_000);
+        value[..8].copy_from_slice(&u64::to_be_bytes(number));
+        match partition.insert(format!("{number:08}"), value) {
+            Ok(()) => assert!(number < 100_000, "the disk is never full"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+                assert!(!error.to_string().contains('\n'), "{error}");
+                return number;
+            }
+        }
+    }
+    unreachable!()
+}
+
+fn check_acknowledged(partition: &esker::Partition, count: u64) {
+    for number in 0..count {
+        let value = partition.get(format!("{number:08}")).unwrap();
+        let value = value.unwrap_or_else(|| panic!("{number} of {count} is lost"));
+        assert_eq!((value.len(), &value[..8]), (4_000, &number.to_be_bytes()[..]));
+    }
+}
+
+/// Waits for room that background work makes: an insert that is refused is tried again.
+fn insert_when_there_is_room(partition: &esker::Partition, key: &str) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while let Err(error) = partition.insert(key, "v") {
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert!(std::time::Instant::now() < deadline, "writes do not resume: {error}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_during_a_load_loses_nothing_acknowledged_and_writes_resume() {
+    let mut random = Seeded::new("a_disk_that_fills_up_during_a_load");
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=48m") else { return };
+    let path = disk.at("keyspace");
+    let keyspace = open(&path);
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    fs::write(disk.at("ballast"), vec![0; 32 << 20]).unwrap();
+    let count = write_until_full(&p, &mut random);
+    assert!(count > 500, "only {count} entries fit");
+    check_acknowledged(&p, count);
+    assert!(p.len().unwrap() as u64 >= count, "scans go on");
+    disk.make_room();
+    insert_when_there_is_room(&p, "after");
+    check_acknowledged(&p, count);
+    keyspace.flush().unwrap();
+    p.compact().unwrap();
+    check_acknowledged(&p, count);
+    assert_eq!(p.len().unwrap() as u64, count + 1, "what was refused is not there");
+    drop(p);
+    keyspace.close().unwrap();
+    let report = esker::verify(&path, Default::default()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    let keyspace = open(&path);
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    check_acknowledged(&p, count);
+    assert!(p.contains_key("after").unwrap());
+    p.clear().unwrap();
+    drop(p);
+    keyspace.close().unwrap();
+    assert!(disk.used() < 2 << 20, "{} bytes are still used", disk.used());
+}
+
+#[test]
+fn a_keyspace_closed_on_a_full_disk_opens_with_everything_when_there_is_room() {
+    let mut random = Seeded::new("a_keyspace_closed_on_a_full_disk");
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=24m") else { return };
+    let path = disk.at("keyspace");
+    let keyspace = open(&path);
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    fs::write(disk.at("ballast"), vec![0; 10 << 20]).unwrap();
+    let count = write_until_full(&p, &mut random);
+    drop(p);
+    if let Err(error) = keyspace.close() {
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    }
+    let report = esker::verify(&path, Default::default()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    // Opening writes; without room it says so, and loses nothing.
+    if let Err(error) = Config::new(&path).journal_segment_bytes(8 << 20).open() {
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    }
+    disk.make_room();
+    let keyspace = open(&path);
+    check_acknowledged(&keyspace.partition("p", PartitionOptions::default()).unwrap(), count);
+    keyspace.close().unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_finds_the_disk_full_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=24m") else { return };
+    let path = disk.at("keyspace");
+    let keyspace = open(&path);
+    let mut random = Seeded::new("a_checkpoint_that_finds_the_disk_full");
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    for number in 0..1_000u64 {
+        p.insert(format!("{number:08}"), random.bytes(4_000)).unwrap();
+    }
+    keyspace.flush().unwrap();
+    p.compact().unwrap();
+    let expected = content(&keyspace);
+    // Enough for the links and a few tables, not for a copy.
+    disk.fill_up(2 << 20);
+    let used = disk.used();
+    for number in 0..3 {
+        let target = disk.at(&format!("copy {number}"));
+        let copy = keyspace.checkpoint().transfer(Transfer::Copy);
+        let error = copy.write_to(&target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert_eq!(entries(&disk.0), ["ballast", "keyspace"], "nothing unfinished is left");
+        assert!(entries(&path.join("staging")).is_empty());
+        assert!(content(&keyspace) == expected, "reads go on");
+        p.insert("a write", "goes through").unwrap();
+        p.remove("a write").unwrap();
+    }
+    // Segments of the journal may have come and gone.
+    assert!(disk.used() <= used + (1 << 20), "{used} bytes before, {} now", disk.used());
+    disk.make_room();
+    let target = disk.at("copy");
+    keyspace.checkpoint().transfer(Transfer::Copy).verify(true).write_to(&target).unwrap();
+    assert!(open_content(&target) == expected);
+}
+
+#[test]
+fn a_checkpoint_onto_a_full_disk_leaves_source_and_target_clean() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=4m") else { return };
+    let path = directory.path().join("keyspace");
+    let keyspace = open(&path);
+    let mut random = Seeded::new("a_checkpoint_onto_a_full_disk");
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    for number in 0..2_000u64 {
+        p.insert(format!("{number:08}"), random.bytes(4_000)).unwrap();
+    }
+    let expected = content(&keyspace);
+    for flush in [false, true] {
+        let builder = keyspace.checkpoint().flush_first(flush);
+        let error = builder.write_to(disk.at("checkpoint")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+        assert!(error.to_string().contains(disk.0.to_str().unwrap()), "{error} names the place");
+        assert!(entries(&disk.0).is_empty(), "{:?}", entries(&disk.0));
+        assert!(entries(&path.join("staging")).is_empty());
+        assert!(disk.used() < 64 << 10, "space returned");
+    }
+    assert!(content(&keyspace) == expected);
+    keyspace.checkpoint().include(Vec::<String>::new()).write_to(disk.at("small")).unwrap();
+    fill(&p, 100);
+    keyspace.close().unwrap_or_else(|error| panic!("{error}"));
+    let error = esker::cold_copy(&path, disk.at("copy"), Default::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    assert_eq!(entries(&disk.0), ["small"]);
+}
+
+#[test]
+fn partitions_are_created_cleared_and_dropped_on_a_full_disk_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=8m") else { return };
+    let path = disk.at("keyspace");
+    let keyspace = open(&path);
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    let q = keyspace.partition("q", PartitionOptions::default()).unwrap();
+    fill(&p, 100);
+    fill(&q, 100);
+    disk.fill_up(0);
+    let refused = |error: esker::Error| assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    let created = keyspace.partition("new", PartitionOptions::default());
+    let cleared = p.clear();
+    let dropped = keyspace.drop_partition("q");
+    let created = created.map_err(refused).is_ok();
+    assert_eq!(keyspace.partitions().contains(&"new".to_owned()), created);
+    cleared.map_err(refused).ok();
+    dropped.map_err(refused).ok();
+    // Whatever came through is all or nothing, now and later.
+    let len = p.len().unwrap();
+    assert!([0, 100].contains(&len), "{len} of 100");
+    let before = content(&keyspace);
+    disk.make_room();
+    assert!(content(&keyspace) == before);
+    insert_when_there_is_room(&p, "after");
+    keyspace.partition("later", PartitionOptions::default()).unwrap();
+    let expected = content(&keyspace);
+    drop((p, q));
+    keyspace.close().unwrap();
+    assert!(open_content(&path) == expected);
+    let report = esker::verify(&path, Default::default()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+}

@@ -1,0 +1,20 @@
+//! One test binary for the whole engine: a module for each thing that it promises.
+
+mod api;
+mod backpressure;
+mod bad_input;
+mod batches;
+mod checkpoint;
+mod copy;
+mod exactness;
+mod full_disk;
+mod independence;
+mod iteration;
+mod kill;
+mod options;
+mod readonly;
+mod recovery;
+mod rot;
+mod snapshots;
+mod transcript;
+mod verify;

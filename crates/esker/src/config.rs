@@ -58,7 +58,7 @@ impl Config {
             write_buffer_bytes_max: 192 << 20,
             journal_bytes_max: 512 << 20,
             journal_segment_bytes: 64 << 20,
-            memtable_bytes: 64 << 20,
+            memtable_bytes: 32 << 20,
             worker_threads: cpus.clamp(2, 4),
             durability: Durability::Buffer,
             read_only: false,
@@ -92,7 +92,7 @@ impl Config {
         self
     }
 
-    /// A partition's memtable is written to a table beyond this size, in bytes; default 64 MiB.
+    /// A partition's memtable is written to a table beyond this size, in bytes; default 32 MiB.
     pub fn memtable_bytes(mut self, bytes: u64) -> Self {
         self.memtable_bytes = bytes;
         self

@@ -99,7 +99,7 @@ pub mod fuzzing {
     pub fn read_segment(path: &Path) -> crate::Result<(u64, u64)> {
         let identity = Identity { uuid: UUID, timeline: TIMELINE };
         let mut items = 0;
-        let scan = reader::scan(path, 1, identity, None, &mut |frame| {
+        let scan = reader::scan(path, 1, identity, &mut |frame| {
             items += Items::new(frame.payload, frame.items).filter(Result::is_ok).count() as u64;
             Ok(())
         })?;

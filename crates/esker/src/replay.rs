@@ -89,7 +89,7 @@ impl<'a> Replay<'a> {
         let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
         for &id in &plan.replay {
             let path = files::segment(source, id);
-            reader::scan(&path, id, identity, None, &mut |frame| self.frame(&path, &frame))?;
+            reader::replay(&path, id, identity, &mut |frame| self.frame(&path, &frame))?;
         }
         Ok(())
     }

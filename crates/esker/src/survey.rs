@@ -134,12 +134,12 @@ fn survey_journal(root: &Path, catalog: &Catalog) -> Result<Vec<Scan>> {
         if !path.exists() {
             return Err(Error::corrupt(&path, None, "the journal segment is missing"));
         }
-        scans.push(reader::scan(&path, id, identity, None, &mut |_| Ok(()))?);
+        scans.push(reader::scan(&path, id, identity, &mut |_| Ok(()))?);
     }
     for id in segments_on_disk(root)?.into_iter().filter(|id| *id > catalog.last_segment) {
         let path = files::segment(root, id);
         // A segment whose preparation was interrupted; with commits in it, CATALOG is too old.
-        let scan = reader::scan(&path, id, identity, None, &mut |_| Ok(()));
+        let scan = reader::scan(&path, id, identity, &mut |_| Ok(()));
         if scan.is_ok_and(|scan| scan.frames > 0) {
             return Err(Error::corrupt(
                 &files::catalog(root),

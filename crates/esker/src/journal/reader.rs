@@ -5,7 +5,7 @@
 //! is one of four things (`Tail`), of which only `Broken` means that something durable is gone.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -59,23 +59,39 @@ pub(crate) struct Scan {
     pub(crate) tail: Tail,
 }
 
-/// Reads the segment `id` at `path` and shows every good frame to `visit`, in order. `next_seqno`
-/// is what the first frame must carry, where that is known.
+/// Reads the segment `id` at `path`, shows every good frame to `visit`, in order, and tells how the
+/// segment ends.
 pub(crate) fn scan(
     path: &Path,
     id: u64,
     identity: Identity,
-    next_seqno: Option<u64>,
     visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
 ) -> Result<Scan> {
+    let (file, seed, mut scan) = begin(path, id, identity)?;
+    if read_frames(&file, path, seed, &mut scan, visit)? == End::Unexplained {
+        scan.tail = classify_tail(&file, path, seed, &scan)?;
+    }
+    Ok(scan)
+}
+
+/// The good frames alone, for a segment that was scanned before.
+pub(crate) fn replay(
+    path: &Path,
+    id: u64,
+    identity: Identity,
+    visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
+) -> Result<()> {
+    let (file, seed, mut scan) = begin(path, id, identity)?;
+    read_frames(&file, path, seed, &mut scan, visit).map(|_| ())
+}
+
+fn begin(path: &Path, id: u64, identity: Identity) -> Result<(File, u64, Scan)> {
     let file = File::open(path).at("open", path)?;
     let len = file.metadata().at("inspect", path)?.len();
-    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, &file);
     let mut header = Vec::with_capacity(SEGMENT_HEADER_LEN);
-    input.by_ref().take(SEGMENT_HEADER_LEN as u64).read_to_end(&mut header).at("read", path)?;
-    let header = SegmentHeader::decode(&header, path, id, identity)?;
-    let seed = header.chain_seed();
-    let mut scan = Scan {
+    (&file).take(SEGMENT_HEADER_LEN as u64).read_to_end(&mut header).at("read", path)?;
+    let seed = SegmentHeader::decode(&header, path, id, identity)?.chain_seed();
+    let scan = Scan {
         id,
         first_seqno: None,
         last_seqno: None,
@@ -87,41 +103,49 @@ pub(crate) fn scan(
         synced_len: 0,
         tail: Tail::Open,
     };
+    Ok((file, seed, scan))
+}
+
+#[derive(PartialEq, Eq)]
+enum End {
+    /// A seal, or a frame that proves damage: the tail is known.
+    Known,
+    /// No good frame: the tail says why.
+    Unexplained,
+}
+
+/// Reads on from the segment header, where `file` stands.
+fn read_frames(
+    file: &File,
+    path: &Path,
+    seed: u64,
+    scan: &mut Scan,
+    visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
+) -> Result<End> {
+    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, file);
     let mut payload = Vec::new();
-    loop {
-        match next_frame(&mut input, path, seed, &scan, &mut payload)? {
-            None => break,
-            Some((frame, chain)) if frame.kind == FrameKind::Seal => {
-                scan.chain = chain;
-                scan.tail = check_seal(path, &scan, &frame, &payload);
-                scan.synced_len = scan.synced_len.max(frame.synced_len);
-                scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
-                return Ok(scan);
-            }
-            Some((frame, chain)) => {
-                let expected = scan.last_seqno.map(|last| last + 1).or(next_seqno);
-                if let Some(broken) = check_order(path, &scan, &frame, expected) {
-                    scan.tail = broken;
-                    return Ok(scan);
-                }
-                visit(Frame {
-                    seqno: frame.seqno,
-                    items: frame.items,
-                    payload: &payload,
-                    offset: scan.end,
-                })?;
-                scan.first_seqno.get_or_insert(frame.seqno);
-                scan.last_seqno = Some(frame.seqno);
-                scan.last_time_ms = frame.time_ms;
-                scan.frames += 1;
-                scan.synced_len = scan.synced_len.max(frame.synced_len);
-                scan.chain = chain;
-                scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
-            }
+    while let Some((frame, chain)) = next_frame(&mut input, path, seed, scan, &mut payload)? {
+        if frame.kind == FrameKind::Seal {
+            scan.tail = check_seal(path, scan, &frame, &payload);
+        } else if let Some(broken) = check_order(path, scan, &frame) {
+            scan.tail = broken;
+            return Ok(End::Known);
+        } else {
+            let (seqno, items, offset) = (frame.seqno, frame.items, scan.end);
+            visit(Frame { seqno, items, payload: &payload, offset })?;
+            scan.first_seqno.get_or_insert(frame.seqno);
+            scan.last_seqno = Some(frame.seqno);
+            scan.last_time_ms = frame.time_ms;
+            scan.frames += 1;
+        }
+        scan.synced_len = scan.synced_len.max(frame.synced_len);
+        scan.chain = chain;
+        scan.end += (FRAME_HEADER_LEN + payload.len()) as u64;
+        if frame.kind == FrameKind::Seal {
+            return Ok(End::Known);
         }
     }
-    scan.tail = classify_tail(&file, path, seed, &scan)?;
-    Ok(scan)
+    Ok(End::Unexplained)
 }
 
 /// The next frame with its chain value; `None` if what follows is no good frame.
@@ -152,12 +176,7 @@ fn next_frame(
 }
 
 /// A frame that is whole and chained but out of order was never written by this crate.
-fn check_order(
-    path: &Path,
-    scan: &Scan,
-    frame: &FrameHeader,
-    expected: Option<u64>,
-) -> Option<Tail> {
+fn check_order(path: &Path, scan: &Scan, frame: &FrameHeader) -> Option<Tail> {
     let wrong = |what: &str, expected: String, found: u64| {
         Some(Tail::Broken(Box::new(Corruption {
             path: path.to_path_buf(),
@@ -167,7 +186,7 @@ fn check_order(
             found: found.to_string(),
         })))
     };
-    match expected {
+    match scan.last_seqno.map(|last| last + 1) {
         Some(seqno) if seqno != frame.seqno => {
             wrong("a commit is missing or out of order", format!("seqno {seqno}"), frame.seqno)
         }
@@ -209,22 +228,26 @@ fn check_seal(path: &Path, scan: &Scan, seal: &FrameHeader, payload: &[u8]) -> T
 /// Tells preallocated zeros from a torn write from rot: looks for a whole frame behind the bad
 /// place that was written when the bad place was already durable.
 fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tail> {
-    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, file);
-    input.seek(SeekFrom::Start(scan.end)).at("read", path)?;
-    let mut window: Vec<u8> = Vec::new();
-    let (mut window_at, mut only_zeros) = (scan.end, true);
-    loop {
-        let read = input
-            .by_ref()
-            .take(READ_BUFFER_BYTES as u64)
-            .read_to_end(&mut window)
-            .at("read", path)?;
+    let (mut window, mut at, mut only_zeros) = (Vec::new(), scan.end, true);
+    while let Some(data_at) = next_data(file, at) {
+        if data_at > at {
+            // A gap of zeros: no magic number reaches across it.
+            window.clear();
+            at = data_at;
+        }
+        let window_at = at - window.len() as u64;
+        let read = read_chunk(file, path, at, &mut window)?;
+        if read == 0 {
+            break;
+        }
+        at += read;
         // Preallocated space is all zeros and most of a segment: do not search it byte by byte.
-        let zeros = window.iter().all(|&b| b == 0);
+        let zeros =
+            window.chunks(4096).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0);
         only_zeros &= zeros;
         let candidates = if zeros { &[][..] } else { &window[..] };
-        for at in occurrences(candidates, &FRAME_MAGIC) {
-            let offset = window_at + at as u64;
+        for found in occurrences(candidates, &FRAME_MAGIC) {
+            let offset = window_at + found as u64;
             if proves_durable(file, path, seed, scan, offset)? {
                 return Ok(Tail::Broken(Box::new(Corruption {
                     path: path.to_path_buf(),
@@ -235,14 +258,36 @@ fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tai
                 })));
             }
         }
-        if read == 0 {
-            return Ok(if only_zeros { Tail::Open } else { Tail::Torn });
-        }
         // Keep what could be the beginning of a magic number.
-        let keep = window.len().min(FRAME_MAGIC.len() - 1);
-        window_at += (window.len() - keep) as u64;
-        window.drain(..window.len() - keep);
+        window.drain(..window.len() - window.len().min(FRAME_MAGIC.len() - 1));
     }
+    Ok(if only_zeros { Tail::Open } else { Tail::Torn })
+}
+
+/// Where the file has bytes that were written, at or behind `at`; preallocated space has not.
+/// `None`: nowhere. Filesystems that cannot tell have them everywhere.
+fn next_data(file: &File, at: u64) -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => return Some(data),
+        Err(rustix::io::Errno::NXIO) => return None,
+        Err(_) => {}
+    }
+    Some(at)
+}
+
+/// Appends what lies at `at`, up to a buffer's worth; 0 at the end of the file.
+fn read_chunk(file: &File, path: &Path, at: u64, window: &mut Vec<u8>) -> Result<u64> {
+    let begin = window.len();
+    window.resize(begin + READ_BUFFER_BYTES, 0);
+    let read = loop {
+        match file.read_at(&mut window[begin..], at) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            other => break other.at("read", path)?,
+        }
+    };
+    window.truncate(begin + read);
+    Ok(read as u64)
 }
 
 fn occurrences<'a>(window: &'a [u8], magic: &'a [u8; 4]) -> impl Iterator<Item = usize> + 'a {

@@ -297,6 +297,27 @@ fn recovery_can_be_interrupted_and_repeated() {
     }
 }
 
+/// An impossible segment size makes the open fail after the replay and before the new CATALOG: there
+/// a checkpoint's trees are ahead of what its CATALOG, which is clean, says about them.
+#[test]
+fn the_first_open_of_a_checkpoint_can_fail_and_be_repeated() {
+    let store = Store::new();
+    fill(&store.partition("a"), 100);
+    let content = store.content();
+    let checkpoint = store.beside("checkpoint");
+    store.keyspace().backup_to(&checkpoint).unwrap();
+    for attempt in 0..3 {
+        let impossible = 1 << 62;
+        let config = Config::new(&checkpoint);
+        let failed = config.journal_bytes_max(impossible).journal_segment_bytes(impossible).open();
+        assert!(failed.is_err(), "attempt {attempt}");
+        assert!(esker::verify(&checkpoint, Default::default()).unwrap().is_sound());
+        assert_eq!(open_content(&checkpoint), content);
+    }
+    let keyspace = Keyspace::open(&checkpoint).unwrap();
+    assert_eq!(esker_tests::content(&keyspace), content);
+}
+
 #[test]
 fn creation_that_was_interrupted_is_finished_by_the_next_opening() {
     let directory = tempfile::tempdir().unwrap();

@@ -67,6 +67,12 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         // deletes what it supersedes.
         sync_everything(root)?;
     }
+    if catalog.clean && !plan.replay.is_empty() {
+        // A checkpoint: from here on its trees move ahead of its CATALOG until the new one is
+        // stored, and an interruption must not make that look like damage.
+        catalog.clean = false;
+        catalog.store(root)?;
+    }
     let mut replay = Replay::open_trees(root, &catalog, &plan, config)?;
     replay.run(root, &plan)?;
     replay.flush_all(plan.last_seqno)?;

@@ -231,7 +231,8 @@ impl<'a> Examination<'a> {
             self.look_at_tree(&catalog, entry)?;
         }
         self.look_at_journal(&catalog)?;
-        if catalog.fork_on_open {
+        // An open for writing that was interrupted has begun to change what CHECKPOINT lists.
+        if catalog.fork_on_open && catalog.clean {
             self.look_at_checkpoint(&catalog)?;
         }
         self.find_strays()

@@ -420,3 +420,23 @@ fn handles_can_be_sent_and_shared() {
     sendable::<esker::Keys>();
     sendable::<esker::Batch>();
 }
+
+#[test]
+fn a_handle_that_outlives_the_keyspace_deletes_nothing_of_its_successor() {
+    let mut store = Store::new();
+    fill(&store.partition("p"), 50);
+    store.keyspace().flush().unwrap();
+    let backup = store.beside("backup");
+    store.keyspace().backup_to(&backup).unwrap();
+    let handle = store.partition("p");
+    assert!(store.keyspace().drop_partition("p").unwrap());
+    store.close();
+    std::fs::remove_dir_all(store.path()).unwrap();
+    std::fs::rename(&backup, store.path()).unwrap();
+    store.open();
+    drop(handle);
+    assert_eq!(store.partition("p").len().unwrap(), 50);
+    store.reopen();
+    assert_eq!(store.partition("p").len().unwrap(), 50);
+    assert!(esker::verify(store.path(), Default::default()).is_err(), "it is open");
+}

@@ -1,5 +1,6 @@
 //! Memory, runs and journal stay bounded, and writers that wait go on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -220,4 +221,35 @@ fn compaction_gives_the_space_of_overwritten_values_back() {
     }
     p.compact().unwrap();
     assert_eq!(p.disk_space(), 0, "nothing is left of what was removed");
+}
+
+/// Small batches always fit beside each other; one that needs the whole write buffer must get its
+/// turn all the same.
+#[test]
+fn a_batch_larger_than_the_write_buffer_gets_in_beside_steady_writers() {
+    let store = Store::with(|c| c.memtable_bytes(1 << 20).write_buffer_bytes_max(4 << 20));
+    let done = AtomicBool::new(false);
+    let (finished, wait) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for name in ["a", "b"] {
+            let (p, done) = (store.partition(name), &done);
+            scope.spawn(move || {
+                for number in 0u64.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    p.insert(&(number % 1000).to_be_bytes()[..], vec![1; 500]).unwrap();
+                }
+            });
+        }
+        let large = store.partition("large");
+        scope.spawn(move || {
+            large.insert("k", vec![7; 5 << 20]).unwrap();
+            finished.send(()).unwrap();
+        });
+        let outcome = wait.recv_timeout(Duration::from_secs(60));
+        done.store(true, Ordering::Relaxed);
+        outcome.expect("the large batch was never let in");
+    });
+    assert_eq!(store.partition("large").size_of("k").unwrap(), Some(5 << 20));
 }

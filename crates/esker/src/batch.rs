@@ -124,7 +124,7 @@ impl Batch {
         if self.changes.is_empty() {
             return Ok(shared.views.visible());
         }
-        shared.throttle(self.bytes())?;
+        let _room = shared.throttle(self.bytes())?;
         let durability = self.durability.unwrap_or(shared.config.durability);
         let outgoing = encode(&self.changes)?;
         shared

@@ -204,11 +204,24 @@ impl Error {
     }
 }
 
-/// Whether the operating system ran out of something that can come back.
+/// Whether the operating system ran out of something that can come back. Looks through wrappers:
+/// crates below us add a path to the error and hide its number.
 pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const EXHAUSTED: [Errno; 4] = [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE];
-    error.raw_os_error().is_some_and(|code| EXHAUSTED.iter().any(|e| e.raw_os_error() == code))
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let code = error.raw_os_error();
+        if code.is_some_and(|code| EXHAUSTED.iter().any(|e| e.raw_os_error() == code)) {
+            return true;
+        }
+        let inner = error.get_ref().map(|inner| inner as &dyn std::error::Error);
+        next = inner.and_then(|inner| {
+            let source = inner.source().and_then(|source| source.downcast_ref());
+            inner.downcast_ref::<io::Error>().or(source)
+        });
+    }
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Adds the operation and the path to an [`io::Error`].
@@ -226,5 +239,19 @@ impl<T> IoContext<T> for io::Result<T> {
 impl<T> IoContext<T> for rustix::io::Result<T> {
     fn at(self, operation: &'static str, path: &Path) -> Result<T> {
         self.map_err(|errno| Error::io(operation, path, errno.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_space_is_recognised_behind_a_wrapper() {
+        let full = || io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        assert!(is_exhaustion(&full()));
+        assert!(is_exhaustion(&io::Error::other(full())));
+        assert!(is_exhaustion(&io::Error::new(io::ErrorKind::StorageFull, "no room")));
+        assert!(!is_exhaustion(&io::Error::other("something else")));
     }
 }

@@ -194,7 +194,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         // A leftover is removed by the next replacement at the latest.
         let _ = fs::remove_file(&temporary);
     })?;
-    dir.sync_all().map_err(io::Error::other).at("sync the directory", parent(path))
+    let undecided = |e: io::Error| io::Error::other(e.to_string());
+    dir.sync_all().map_err(undecided).at("sync the directory", parent(path))
 }
 
 /// Whether `name` is the leftover of an interrupted [`replace`].

@@ -60,10 +60,10 @@ impl Shared {
     }
 
     /// Flushes the largest memtables until the write buffer is half empty, or has room for the
-    /// largest batch that waits.
+    /// batch that waits.
     pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
         let max = self.config.write_buffer_bytes_max;
-        let enough = (max / 2).min(max.saturating_sub(self.stall.largest_waiting()));
+        let enough = (max / 2).min(max.saturating_sub(self.stall.wanted()));
         let map = self.versions.current();
         let mut largest: Vec<_> = map.values().collect();
         largest.sort_by_key(|entry| {
@@ -82,19 +82,21 @@ impl Shared {
     /// when they keep too much of it alive, and old generations let go.
     pub(crate) fn tidy(&self) -> Result<()> {
         self.retire_generations();
-        let map = self.versions.current();
-        self.journal.seal_retired()?;
+        // On a full disk some of these fail. The others still run: they are what frees space.
+        let mut results = vec![self.journal.seal_retired(), self.free_segments()];
         if self.journal.should_prepare() {
-            self.prepare_segment()?;
+            results.push(self.prepare_segment());
         }
-        self.end_oversized_segment()?;
+        results.push(self.end_oversized_segment());
+        let map = self.versions.current();
         let (bytes, pinned_by) = self.journal.with_segments(|segments| {
             (segments.bytes(), segments.pinned_by(|partition| flushed_upto(&map, partition)))
         });
         if bytes > self.config.journal_bytes_max {
             pinned_by.into_iter().for_each(|partition| self.jobs.request(Job::Flush(partition)));
         }
-        self.free_segments()
+        results.push(self.free_segments());
+        results.into_iter().collect()
     }
 
     /// A journal over its limit whose oldest segment is the active one cannot shrink, and writers

@@ -468,6 +468,11 @@ impl Shared {
             let _ = worker.join();
         }
         let result = if self.config.read_only { Ok(()) } else { self.finish() };
+        // Handles may outlive the lock: let go of superseded tables now, and delete nothing later.
+        for entry in self.versions.current().values() {
+            self.versions.refresh(&entry.core, &entry.tree, None);
+        }
+        self.trees.close();
         self.lock.lock().take();
         result
     }

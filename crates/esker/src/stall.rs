@@ -3,6 +3,9 @@
 //! What must stay true: whoever waits here has first asked for the job that ends the wait; the wait
 //! ends with an error when that job cannot be done (no space, poisoned, closed); it never ends only
 //! because somebody forgot to notify (the condition is looked at again every few milliseconds).
+//! Writers wait in line: while one waits, later ones queue behind it, so that a large batch is not
+//! kept waiting for ever by small ones that fit. What is let in is reserved until it is applied, so
+//! that several batches cannot all take the same room.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,8 +35,14 @@ pub(crate) struct Stall {
     relieved: Condvar,
     /// Background jobs that ran out of space and will be tried again.
     trouble: Mutex<BTreeMap<Job, Error>>,
+    /// Held by the writer that is next; the others queue for it.
+    door: Mutex<()>,
+    /// Writers at the door, the one that holds it included.
     waiting: AtomicU64,
-    largest_waiting: AtomicU64,
+    /// The bytes that the holder of the door wants.
+    wanted: AtomicU64,
+    /// Bytes of batches that were let in and are not applied yet.
+    reserved: AtomicU64,
     pub(crate) count: AtomicU64,
     pub(crate) nanos: AtomicU64,
 }
@@ -56,9 +65,9 @@ impl Stall {
         self.relieve();
     }
 
-    /// The largest batch that waits for room, in bytes; 0 when nobody waits.
-    pub(crate) fn largest_waiting(&self) -> u64 {
-        self.largest_waiting.load(Ordering::Relaxed)
+    /// The bytes of the batch that is next to be let in; 0 when nobody waits.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     fn wait(&self) {
@@ -84,54 +93,61 @@ fn level(value: u64, slow: u64, stop: u64) -> Pressure {
 }
 
 impl Shared {
-    /// Called before a batch of so many bytes joins the commit queue.
-    pub(crate) fn throttle(&self, bytes: u64) -> Result<()> {
-        match self.pressure(bytes) {
-            Pressure::None => Ok(()),
-            Pressure::Slow => {
-                self.ask_for_relief();
-                std::thread::sleep(SLOW_DOWN);
-                Ok(())
+    /// Called before a batch of so many bytes joins the commit queue; the guard goes when it is
+    /// applied.
+    pub(crate) fn throttle(&self, bytes: u64) -> Result<Room<'_>> {
+        if self.stall.waiting.load(Ordering::Relaxed) == 0 {
+            match self.take_room(bytes) {
+                (Some(room), Pressure::None) => return Ok(room),
+                (Some(room), _) => {
+                    self.ask_for_relief();
+                    std::thread::sleep(SLOW_DOWN);
+                    return Ok(room);
+                }
+                (None, _) => {}
             }
-            Pressure::Stop => self.wait_for_room(bytes),
         }
-    }
-
-    fn wait_for_room(&self, bytes: u64) -> Result<()> {
         let began = Instant::now();
         self.stall.count.fetch_add(1, Ordering::Relaxed);
         self.stall.waiting.fetch_add(1, Ordering::Relaxed);
-        self.stall.largest_waiting.fetch_max(bytes, Ordering::Relaxed);
+        let room = self.wait_for_room(bytes);
+        self.stall.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.stall.nanos.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        room
+    }
+
+    fn wait_for_room(&self, bytes: u64) -> Result<Room<'_>> {
+        let _door = self.stall.door.lock();
+        self.stall.wanted.store(bytes, Ordering::Relaxed);
         let result = loop {
-            self.ask_for_relief();
             if let Err(error) = self.check_writable().and_then(|()| self.journal.check_poison()) {
                 break Err(error);
             }
+            if let (Some(room), _) = self.take_room(bytes) {
+                break Ok(room);
+            }
+            self.ask_for_relief();
             let trouble = self.stall.trouble.lock().values().next().cloned();
             if let Some(trouble) = trouble {
                 break Err(trouble);
             }
             self.stall.wait();
-            if self.pressure(bytes) < Pressure::Stop {
-                break Ok(());
-            }
         };
-        if self.stall.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // Only a hint of how much to flush: one that is lost is set again by the next to wait.
-            self.stall.largest_waiting.store(0, Ordering::Relaxed);
-        }
-        self.stall.nanos.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.stall.wanted.store(0, Ordering::Relaxed);
         result
     }
 
-    /// The worst of the three resources, with `bytes` more in memory. Two loads when nothing is
-    /// short. What is larger than the whole write buffer needs it empty, not larger.
-    fn pressure(&self, bytes: u64) -> Pressure {
+    /// Reserves `bytes`, unless something stops writers; says how short things are. What is larger
+    /// than the whole write buffer needs it empty, not larger.
+    fn take_room(&self, bytes: u64) -> (Option<Room<'_>>, Pressure) {
+        let room = Room { shared: self, bytes };
+        let before = self.stall.reserved.fetch_add(bytes, Ordering::Relaxed);
+        let used = before + self.committer.memtable_bytes.load(Ordering::Relaxed);
         let max = self.config.write_buffer_bytes_max;
-        let used = self.committer.memtable_bytes.load(Ordering::Relaxed);
         let full = used > 0 && used + bytes > max;
         let memory = if full { Pressure::Stop } else { level(used, max - max / 8, max) };
-        memory.max(self.tables_pressure.load())
+        let pressure = memory.max(self.tables_pressure.load());
+        ((pressure < Pressure::Stop).then_some(room), pressure)
     }
 
     /// Looks at the trees and the journal. Workers call this after every job.
@@ -160,6 +176,18 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// Room in the write buffer for a batch that is on its way.
+pub(crate) struct Room<'a> {
+    shared: &'a Shared,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shared.stall.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

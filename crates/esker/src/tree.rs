@@ -52,6 +52,7 @@ const OPEN_FILES: usize = 256;
 pub(crate) struct Shared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -59,7 +60,13 @@ impl Shared {
         Self {
             cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
             descriptors: Arc::new(DescriptorTable::new(OPEN_FILES)),
+            closed: Arc::new(AtomicBool::new(false)),
         }
+    }
+
+    /// From here on trees delete nothing of their own accord.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     pub(crate) fn cache_bytes(&self) -> u64 {
@@ -103,8 +110,12 @@ pub(crate) struct Tree {
     sealed_bytes: AtomicU64,
     /// A flush was asked for since the last seal.
     flush_asked: AtomicBool,
+    /// Above every blob file that was ever installed; lsm-tree reuses no number.
+    next_blob: AtomicU64,
     /// Delete the directory when the last handle goes.
     doomed: AtomicBool,
+    /// The keyspace is closed, and its directory may be somebody else's by now.
+    closed: Arc<AtomicBool>,
 }
 
 /// Opens the gate again, whatever way the compaction ends.
@@ -147,9 +158,11 @@ impl Tree {
             l0_runs: AtomicU64::new(0),
             sealed_bytes: AtomicU64::new(0),
             flush_asked: AtomicBool::new(false),
+            next_blob: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
+            closed: Arc::clone(&shared.closed),
         };
-        this.note_runs();
+        this.note_install();
         Ok(this)
     }
 
@@ -272,7 +285,8 @@ impl Tree {
     /// The journal must be synced up to that entry.
     pub(crate) fn flush(&self, _flushing: &MutexGuard<'_, ()>, threshold: u64) -> Result<()> {
         if self.tree.sealed_memtable_count() == 0 {
-            return Ok(());
+            // An earlier attempt may have installed tables and failed behind that.
+            return self.collect();
         }
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
         let before = self.tree.current_version().id();
@@ -331,7 +345,7 @@ impl Tree {
 
     /// Lets go of every super-version but the newest, and of the files that only they held.
     fn collect(&self) -> Result<()> {
-        self.note_runs();
+        self.note_install();
         if matches!(self.tree, AnyTree::Blob(_)) {
             // lsm-tree syncs new blob files but not the directory that names them (12).
             files::sync_dir(&files::blobs(&self.dir))?;
@@ -351,7 +365,7 @@ impl Tree {
         if live.id != version_before {
             return;
         }
-        let first_new_blob = live.blobs.iter().map(|blob| blob.id + 1).max().unwrap_or(0);
+        let first_new_blob = self.next_blob.load(Ordering::Acquire);
         let dirs = [
             (files::tables(&self.dir), first_new_table),
             (files::blobs(&self.dir), first_new_blob),
@@ -366,8 +380,14 @@ impl Tree {
         }
     }
 
-    fn note_runs(&self) {
+    /// After an install: what others ask for without lsm-tree's locks.
+    fn note_install(&self) {
         self.l0_runs.store(self.tree.l0_run_count() as u64, Ordering::Release);
+        if matches!(self.tree, AnyTree::Blob(_)) {
+            let version = self.tree.current_version();
+            let next = version.blob_files.list_ids().max().map_or(0, |id| id + 1);
+            self.next_blob.fetch_max(next, Ordering::AcqRel);
+        }
     }
 
     /// Runs in the first level, as of the last operation.
@@ -460,7 +480,7 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if self.doomed.load(Ordering::Acquire) {
+        if self.doomed.load(Ordering::Acquire) && !self.closed.load(Ordering::Acquire) {
             // CATALOG no longer names it: what cannot be removed now is removed at the next open.
             if let Err(error) = files::remove_dir_if_present(&self.dir) {
                 tracing::warn!(%error, "a dropped tree stays on disk until the next open");

@@ -67,11 +67,12 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         // deletes what it supersedes.
         sync_everything(root)?;
     }
-    if catalog.clean && !plan.replay.is_empty() {
-        // A checkpoint: from here on its trees move ahead of its CATALOG until the new one is
-        // stored, and an interruption must not make that look like damage.
+    if catalog.fork_on_open && !plan.replay.is_empty() {
+        // A checkpoint or copy: from here on its trees move ahead of CATALOG and CHECKPOINT until
+        // the new CATALOG is stored, and an interruption must not make that look like damage.
         catalog.clean = false;
         catalog.store(root)?;
+        files::remove_if_present(&files::checkpoint(root))?;
     }
     let mut replay = Replay::open_trees(root, &catalog, &plan, config)?;
     replay.run(root, &plan)?;

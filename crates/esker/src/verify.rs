@@ -231,8 +231,8 @@ impl<'a> Examination<'a> {
             self.look_at_tree(&catalog, entry)?;
         }
         self.look_at_journal(&catalog)?;
-        // An open for writing that was interrupted has begun to change what CHECKPOINT lists.
-        if catalog.fork_on_open && catalog.clean {
+        // An open for writing that was interrupted has removed CHECKPOINT already.
+        if catalog.fork_on_open && (catalog.clean || files::checkpoint(self.root).exists()) {
             self.look_at_checkpoint(&catalog)?;
         }
         self.find_strays()

@@ -28,6 +28,8 @@ pub(crate) struct Replay<'a> {
     live: BTreeMap<u32, Replayed>,
     /// Dropped on the way; their directories go when CATALOG no longer names them.
     dropped: Vec<Replayed>,
+    /// What the segments carry: the history before a copy gets its own timeline.
+    identity: Identity,
     next_partition: u32,
     next_tree: u64,
 }
@@ -78,6 +80,7 @@ impl<'a> Replay<'a> {
             trees,
             live,
             dropped: Vec::new(),
+            identity: Identity { uuid: catalog.uuid, timeline: catalog.timeline },
             next_partition: catalog.next_partition,
             next_tree: catalog.next_tree,
         })
@@ -85,8 +88,7 @@ impl<'a> Replay<'a> {
 
     /// Replays the planned segments, which lie in the keyspace `source`.
     pub(crate) fn run(&mut self, source: &Path, plan: &JournalPlan) -> Result<()> {
-        let catalog = Catalog::load(source)?;
-        let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
+        let identity = self.identity;
         for &id in &plan.replay {
             let path = files::segment(source, id);
             reader::replay(&path, id, identity, &mut |frame| self.frame(&path, &frame))?;

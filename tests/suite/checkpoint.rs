@@ -213,11 +213,37 @@ fn mutable_files_are_never_linked() {
     store.keyspace().backup_to(&target).unwrap();
     for name in names(&target) {
         let linked = target.join(&name).metadata().unwrap().nlink() > 1;
-        let immutable = name
-            .components()
-            .any(|c| ["tables", "blobs", "journal"].contains(&c.as_os_str().to_str().unwrap()));
+        let immutable = name.components().map(|c| c.as_os_str().to_str().unwrap()).any(|part| {
+            let version = part.strip_prefix('v').is_some_and(|n| n.parse::<u64>().is_ok());
+            version || ["tables", "blobs", "journal"].contains(&part)
+        });
         assert!(immutable || !linked, "{} is linked", name.display());
     }
+}
+
+/// lsm-tree checks no byte of a version manifest; a link to a bad one would be a bad checkpoint.
+#[test]
+fn a_rotten_or_missing_manifest_is_not_linked_but_written() {
+    let store = written();
+    let expected = store.content();
+    let manifests: Vec<_> = names(&store.path())
+        .into_iter()
+        .filter(|name| name.file_name().unwrap().to_str().unwrap().starts_with('v'))
+        .map(|name| store.path().join(name))
+        .collect();
+    assert!(manifests.len() >= 3, "{manifests:?}");
+    let mut rotten = std::fs::read(&manifests[0]).unwrap();
+    *rotten.last_mut().unwrap() ^= 1;
+    std::fs::write(&manifests[0], rotten).unwrap();
+    std::fs::remove_file(&manifests[1]).unwrap();
+    let target = store.beside("checkpoint");
+    store.keyspace().backup_to(&target).unwrap();
+    for (number, manifest) in manifests.iter().enumerate() {
+        let placed = target.join(manifest.strip_prefix(store.path()).unwrap());
+        let links = placed.metadata().unwrap().nlink();
+        assert_eq!(links, if number < 2 { 1 } else { 2 }, "{}", placed.display());
+    }
+    check(&target, &expected);
 }
 
 #[test]

@@ -29,10 +29,10 @@ fn taking_a_checkpoint_between_markers() {
     let (Some(dir), Ok(kind)) = (std::env::var_os(DIR), std::env::var(KIND)) else { return };
     let dir = PathBuf::from(dir);
     let keyspace = Config::new(dir.join("db")).worker_threads(1).open().unwrap();
-    let names = if kind == "many" { &["a", "b", "c", "d", "e", "f", "g"][..] } else { &["a", "b"] };
+    // So many trees are built by several threads.
+    let names = if kind == "many" { 'a'..='q' } else { 'a'..='b' };
     let partitions: Vec<_> = names
-        .iter()
-        .map(|name| keyspace.partition(name, PartitionOptions::default()).unwrap())
+        .map(|name| keyspace.partition(&name.to_string(), PartitionOptions::default()).unwrap())
         .collect();
     for partition in &partitions {
         partition.insert("flushed", "in a table").unwrap();
@@ -120,20 +120,39 @@ fn transcript(kind: &str, dir: &TempDir) -> Vec<Event> {
     std::fs::create_dir(&logs).unwrap();
     let mut child = chaos::rerun("transcript::taking_a_checkpoint_between_markers");
     let mut strace = Command::new("strace");
-    strace.args(["-ff", "-y", "-s", "0", "-e", CALLS, "-o"]).arg(logs.join("log"));
+    strace.args(["-ff", "-ttt", "-y", "-s", "0", "-e", CALLS, "-o"]).arg(logs.join("log"));
     strace.arg("--").arg(child.get_program()).args(child.get_args());
     child = strace;
     let output = child.env(DIR, &work).env(KIND, kind).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // One file a thread: the one with the markers is the checkpoint's.
-    for entry in std::fs::read_dir(&logs).unwrap() {
-        let log = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        if let Some((_, rest)) = log.split_once(BEGIN) {
-            let (window, _) = rest.split_once(END).expect("both markers in one thread");
-            return window.lines().skip(1).filter_map(|line| parse(line, &work)).collect();
-        }
-    }
-    panic!("no thread passed the marker");
+    // One file a thread. The one with the markers is the checkpoint's; those that begin between the
+    // markers are its helpers.
+    let logs: Vec<Vec<(f64, String)>> = std::fs::read_dir(&logs)
+        .unwrap()
+        .map(|entry| timed_lines(&std::fs::read_to_string(entry.unwrap().path()).unwrap()))
+        .collect();
+    let marked = |marker| {
+        let lines = logs.iter().flatten().filter(|(_, line)| line.contains(marker));
+        lines.map(|&(time, _)| time).next().unwrap_or_else(|| panic!("no thread passed {marker}"))
+    };
+    let window = marked(BEGIN)..marked(END);
+    let takes_part = |log: &&Vec<(f64, String)>| {
+        log.iter().any(|(_, line)| line.contains(BEGIN))
+            || log.first().is_some_and(|(time, _)| window.contains(time))
+    };
+    let mut lines: Vec<_> = logs.iter().filter(takes_part).flatten().collect();
+    lines.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let within = lines.iter().filter(|(time, _)| window.contains(time));
+    within.filter_map(|(_, line)| parse(line, &work)).collect()
+}
+
+/// The lines of a log that begin with a time: seconds, then the call.
+fn timed_lines(log: &str) -> Vec<(f64, String)> {
+    let timed = |line: &str| {
+        let (time, call) = line.split_once(' ')?;
+        Some((time.parse().ok()?, call.to_owned()))
+    };
+    log.lines().filter_map(timed).collect()
 }
 
 /// A line of strace as an event; `None` for failures, reads and what lies elsewhere.
@@ -172,13 +191,12 @@ fn parse(line: &str, root: &Path) -> Option<Event> {
     };
     let path = |at: usize| {
         let path = quoted.get(at)?;
-        // unlinkat and mkdirat may be relative to a directory's descriptor.
-        match arguments.split_once('<') {
-            Some((_, rest)) if !path.starts_with('/') => {
-                name(&format!("{}/{path}", rest.split_once('>')?.0))
-            }
-            _ => name(path),
+        if path.starts_with('/') {
+            return name(path);
         }
+        // Relative to a directory's descriptor; linkat has two.
+        let directory = arguments.split('<').nth(at + 1)?.split_once('>')?.0;
+        name(&format!("{directory}/{path}"))
     };
     Some(match call {
         "mkdir" | "mkdirat" => Event::MakeDir(path(0)?),

@@ -1,23 +1,32 @@
 //! Builds a keyspace directory out of another one's files: what checkpoint and cold copy share.
 //!
-//! What must stay true: only files that nobody ever writes again are linked (tables, blob files,
-//! sealed segments); `current`, manifests, CATALOG and CHECKPOINT are always new bytes; CHECKPOINT is
-//! written after everything it names, everything is synced before the directory gets its name, and
-//! whatever fails leaves neither the name nor the unfinished directory behind.
+//! What must stay true: only files that nobody ever writes again are linked: tables, blob files,
+//! sealed segments, and version manifests that hold what they should (lsm-tree writes `v<N>` only
+//! before `current` names it, and numbers are not reused while the keyspace is open); `current`,
+//! CATALOG and CHECKPOINT are always new bytes; CHECKPOINT is written after everything it names,
+//! everything is synced before the directory gets its name, and whatever fails leaves neither the
+//! name nor the unfinished directory behind.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::catalog::{Catalog, Origin};
 use crate::error::{Error, IoContext, Result};
-use crate::files::{self, Placed, Transfer};
+use crate::files;
+use crate::listing::{CheckpointHead, FileRecord, encode_checkpoint};
 use crate::manifest::{self, Version};
 use crate::progress::{Progress, Tally};
+use crate::transfer::{Placed, Transfer, Way, can_link, link_if_equal};
 
-const CHECKPOINT_MAGIC: &str = "ESKER-CHECKPOINT";
-const CHECKPOINT_VERSION: u32 = 1;
+/// Trees that are built at the same time. A directory takes one change at a time, and every tree has
+/// directories of its own; beyond this the filesystem's journal is what they wait for.
+const THREADS_MAX: usize = 4;
+/// A thread costs as much as this many trees.
+const TREES_PER_THREAD: usize = 4;
 
 /// One tree to take over.
 pub(crate) struct PlannedTree {
@@ -42,38 +51,8 @@ pub(crate) struct Plan {
     pub(crate) segments: Vec<PlannedSegment>,
 }
 
-/// One file of a checkpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct FileRecord {
-    /// Relative to the checkpoint.
-    pub(crate) path: String,
-    pub(crate) bytes: u64,
-    /// xxh3-128 of the file, in hex; of segments the chain value of their last frame.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) xxh3: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) chain: Option<String>,
-    /// `linked`, `reflinked`, `copied`, or `written` anew.
-    pub(crate) how: String,
-}
-
-/// The CHECKPOINT file without its list.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct CheckpointHead {
-    pub(crate) uuid: String,
-    pub(crate) timeline: String,
-    pub(crate) seqno: u64,
-    pub(crate) created_ms: u64,
-    pub(crate) partitions: Vec<String>,
-    pub(crate) left_out: Vec<String>,
-}
-
-pub(crate) struct CheckpointFile {
-    pub(crate) head: CheckpointHead,
-    pub(crate) files: Vec<FileRecord>,
-}
-
 /// What was built, and how.
+#[derive(Default)]
 pub(crate) struct Built {
     pub(crate) tally: Tally,
     pub(crate) records: Vec<FileRecord>,
@@ -115,29 +94,14 @@ impl Drop for Unfinished {
 }
 
 impl Plan {
-    /// Every file that is taken over: where it is below a keyspace directory, and its identity.
-    fn files(&self) -> impl Iterator<Item = Planned<'_>> {
+    /// Whether the files can be linked into `dir`. Where there are none nothing speaks against it.
+    pub(crate) fn can_link_into(&self, dir: &Path) -> Result<bool> {
         let tables = self.trees.iter().flat_map(|tree| {
-            let tables = tree.version.tables().map(|table| Planned {
-                relative: PathBuf::from(files::PARTITIONS)
-                    .join(tree.id.to_string())
-                    .join(files::TABLES)
-                    .join(table.id.to_string()),
-                identity: Identity::Hash(table.checksum),
-            });
-            let blobs = tree.version.blobs.iter().map(|blob| Planned {
-                relative: PathBuf::from(files::PARTITIONS)
-                    .join(tree.id.to_string())
-                    .join(files::BLOBS)
-                    .join(blob.id.to_string()),
-                identity: Identity::Hash(blob.checksum),
-            });
-            tables.chain(blobs)
+            let dir = files::tree(&self.source, tree.id);
+            tree.version.tables().map(move |table| files::table(&dir, table.id))
         });
-        tables.chain(self.segments.iter().map(|segment| Planned {
-            relative: relative(&self.source, &files::segment(&self.source, segment.id)),
-            identity: Identity::Segment(segment),
-        }))
+        let segments = self.segments.iter().map(|s| files::segment(&self.source, s.id));
+        tables.chain(segments).next().map_or(Ok(true), |file| can_link(&file, dir))
     }
 
     /// The same files in another directory that was built from this plan.
@@ -146,111 +110,243 @@ impl Plan {
     }
 
     /// Builds everything but CATALOG and CHECKPOINT in the existing, empty directory `dir`.
-    /// `progress` says which phase it is, and its bytes where they are known.
+    /// `begin` says which phase it is, and its bytes where they are known.
     pub(crate) fn build(
         &self,
         dir: &Path,
         transfer: Transfer,
-        mut progress: Progress,
+        begin: Progress,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Built> {
-        let mut built = Built { tally: Tally::default(), records: Vec::new(), to_sync: Vec::new() };
-        self.make_dirs(dir, &mut built)?;
-        progress.files_total = self.files().count() as u64;
-        report(progress);
-        for planned in self.files() {
-            let (from, to) = (self.source.join(&planned.relative), dir.join(&planned.relative));
-            let placed = match planned.identity {
-                Identity::Segment(segment) if !segment.sealed => {
-                    files::duplicate(&from, &to, transfer)
+        let mut built = Built::default();
+        for path in [files::journal(dir), files::partitions(dir)] {
+            files::create_new_dir(&path)?;
+            built.to_sync.push(path);
+        }
+        let site = Site::new(self, dir, transfer, begin);
+        report(site.progress());
+        std::thread::scope(|scope| {
+            for _ in 1..site.threads() {
+                let helper = std::thread::Builder::new().name("esker-assemble".into());
+                // Without a helper it only takes longer.
+                if helper.spawn_scoped(scope, || site.build_trees(&mut |_| {})).is_err() {
+                    break;
                 }
-                _ => files::place(&from, &to, transfer),
-            }?;
-            let bytes = std::fs::metadata(&to).at("inspect", &to)?.len();
-            built.tally.add(placed, bytes);
-            // Linked tables were synced when they were made; a segment's seal may not be yet.
-            if placed != Placed::Linked || matches!(planned.identity, Identity::Segment(_)) {
-                built.to_sync.push(to);
             }
-            built.records.push(planned.record(bytes, placed));
-            progress.files_done += 1;
-            progress.bytes_done += bytes;
-            report(progress);
+            site.build_trees(report);
+        });
+        site.parts
+            .lock()
+            .drain(..)
+            .try_for_each(|(_, part)| part.map(|part| built.append(part)))?;
+        for segment in &self.segments {
+            built.append(site.place_segment(segment, report)?);
         }
-        for tree in &self.trees {
-            self.write_manifest(dir, tree, &mut built)?;
+        report(site.progress());
+        Ok(built)
+    }
+}
+
+/// What tells a file's content.
+#[derive(Copy, Clone)]
+enum Identity {
+    /// xxh3-128 of all of it.
+    Hash(u128),
+    /// The chain value of its last frame.
+    Chain(u64),
+}
+
+/// A directory that is being built, by several threads where there are many trees.
+struct Site<'a> {
+    plan: &'a Plan,
+    dir: &'a Path,
+    transfer: Transfer,
+    begin: Progress,
+    files_done: AtomicU64,
+    bytes_done: AtomicU64,
+    /// The next tree that nobody has begun.
+    next: AtomicUsize,
+    failed: AtomicBool,
+    /// What was built of each tree, by its place in the plan.
+    parts: Mutex<Vec<(usize, Result<Built>)>>,
+}
+
+impl<'a> Site<'a> {
+    fn new(plan: &'a Plan, dir: &'a Path, transfer: Transfer, begin: Progress) -> Self {
+        let files = |t: &PlannedTree| t.version.tables().count() + t.version.blobs.len();
+        let files_total = plan.trees.iter().map(files).sum::<usize>() + plan.segments.len();
+        Self {
+            plan,
+            dir,
+            transfer,
+            begin: Progress { files_total: files_total as u64, ..begin },
+            files_done: AtomicU64::new(0),
+            bytes_done: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            parts: Mutex::default(),
         }
+    }
+
+    fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        cores.min(THREADS_MAX).min(self.plan.trees.len() / TREES_PER_THREAD)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            files_done: self.files_done.load(Ordering::Relaxed),
+            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            ..self.begin
+        }
+    }
+
+    /// Builds trees until none is left or one has failed.
+    fn build_trees(&self, report: &mut dyn FnMut(Progress)) {
+        while !self.failed.load(Ordering::Relaxed) {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(tree) = self.plan.trees.get(at) else { return };
+            let part = self.build_tree(tree, report);
+            if part.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            let mut parts = self.parts.lock();
+            let place = parts.partition_point(|&(other, _)| other < at);
+            parts.insert(place, (at, part));
+        }
+    }
+
+    fn build_tree(&self, tree: &PlannedTree, report: &mut dyn FnMut(Progress)) -> Result<Built> {
+        let mut built = Built::default();
+        let to = files::tree(self.dir, tree.id);
+        let (tables, blobs) = (files::tables(&to), files::blobs(&to));
+        // lsm-tree silently accepts that blobs/ is missing, and with it every value.
+        let blobs = tree.version.separates_values.then_some(blobs);
+        for path in [Some(to.clone()), Some(tables), blobs].into_iter().flatten() {
+            files::create_new_dir(&path)?;
+            built.to_sync.push(path);
+        }
+        let from = files::tree(&self.plan.source, tree.id);
+        let tables = tree.version.tables().map(|table| (table.id, table.checksum)).collect();
+        self.place_all(&mut built, (files::tables(&from), files::tables(&to)), tables, report)?;
+        if tree.version.separates_values {
+            let blobs = tree.version.blobs.iter().map(|blob| (blob.id, blob.checksum)).collect();
+            self.place_all(&mut built, (files::blobs(&from), files::blobs(&to)), blobs, report)?;
+        }
+        self.place_manifest(tree, &from, &to, &mut built)?;
         Ok(built)
     }
 
-    fn make_dirs(&self, dir: &Path, built: &mut Built) -> Result<()> {
-        let mut make = |path: PathBuf| {
-            files::create_new_dir(&path)?;
-            built.to_sync.push(path);
-            Ok(())
-        };
-        make(files::journal(dir))?;
-        make(files::partitions(dir))?;
-        for tree in &self.trees {
-            let to = files::tree(dir, tree.id);
-            make(to.clone())?;
-            make(files::tables(&to))?;
-            // lsm-tree silently accepts that it is missing, and with it every value.
-            if tree.version.separates_values {
-                make(files::blobs(&to))?;
-            }
+    /// Brings tables or blob files over, which have numbers for names.
+    fn place_all(
+        &self,
+        built: &mut Built,
+        (from, to): (PathBuf, PathBuf),
+        files: Vec<(u64, u128)>,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        let way = Way::open(from, to.clone(), self.transfer)?;
+        for (id, hash) in files {
+            let name = id.to_string();
+            let placed = way.place(&name)?;
+            self.note(built, to.join(name), placed, Identity::Hash(hash), report);
         }
         Ok(())
     }
 
-    fn write_manifest(&self, dir: &Path, tree: &PlannedTree, built: &mut Built) -> Result<()> {
-        let to = files::tree(dir, tree.id);
+    /// A link to the manifest costs a third of a new file where there are many trees. It is made only
+    /// if the bytes are right: lsm-tree checks none of them, and removes the file when it likes.
+    fn place_manifest(
+        &self,
+        tree: &PlannedTree,
+        from: &Path,
+        to: &Path,
+        built: &mut Built,
+    ) -> Result<()> {
+        let version = files::version(to, tree.version.id);
+        if self.transfer == Transfer::Auto
+            && link_if_equal(&files::version(from, tree.version.id), &version, &tree.manifest)
+        {
+            let hash = Identity::Hash(xxh3_128(&tree.manifest));
+            let bytes = tree.manifest.len() as u64;
+            self.list(built, version, (Placed::Linked, bytes), hash);
+        } else {
+            self.write(built, version, &tree.manifest)?;
+        }
         let current = manifest::encode_current(tree.version.id, &tree.manifest);
-        for (path, bytes) in [
-            (files::version(&to, tree.version.id), &tree.manifest),
-            (files::current(&to), &current),
-        ] {
-            files::write_new(&path, bytes)?;
-            built.records.push(written(dir, &path, bytes));
-            built.to_sync.push(path);
-        }
+        self.write(built, files::current(to), &current)
+    }
+
+    fn write(&self, built: &mut Built, path: PathBuf, bytes: &[u8]) -> Result<()> {
+        files::write_new(&path, bytes)?;
+        built.records.push(written(self.dir, &path, bytes));
+        built.to_sync.push(path);
         Ok(())
     }
-}
 
-enum Identity<'a> {
-    Hash(u128),
-    Segment(&'a PlannedSegment),
-}
+    fn place_segment(
+        &self,
+        segment: &PlannedSegment,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Built> {
+        let to = files::segment(self.dir, segment.id);
+        let name = files::segment_name(segment.id);
+        let (from, into) = (files::journal(&self.plan.source), files::journal(self.dir));
+        let way = Way::open(from, into, self.transfer)?;
+        let placed = if segment.sealed { way.place(&name) } else { way.duplicate(&name) }?;
+        let mut built = Built::default();
+        self.note(&mut built, to, placed, Identity::Chain(segment.chain), report);
+        Ok(built)
+    }
 
-struct Planned<'a> {
-    relative: PathBuf,
-    identity: Identity<'a>,
-}
+    /// Lists a file that is in its place, and counts it as progress.
+    fn note(
+        &self,
+        built: &mut Built,
+        path: PathBuf,
+        placed: (Placed, u64),
+        identity: Identity,
+        report: &mut dyn FnMut(Progress),
+    ) {
+        self.list(built, path, placed, identity);
+        self.files_done.fetch_add(1, Ordering::Relaxed);
+        self.bytes_done.fetch_add(placed.1, Ordering::Relaxed);
+        report(self.progress());
+    }
 
-impl Planned<'_> {
-    fn record(&self, bytes: u64, placed: Placed) -> FileRecord {
-        let (xxh3, chain) = match self.identity {
-            Identity::Hash(hash) => (Some(format!("{hash:032x}")), None),
-            Identity::Segment(segment) => (None, Some(format!("{:016x}", segment.chain))),
-        };
+    fn list(
+        &self,
+        built: &mut Built,
+        path: PathBuf,
+        (placed, bytes): (Placed, u64),
+        identity: Identity,
+    ) {
+        built.tally.add(placed, bytes);
         let how = match placed {
             Placed::Linked => "linked",
             Placed::Reflinked => "reflinked",
             Placed::Copied => "copied",
         };
-        let path = self.relative.to_string_lossy().into_owned();
-        FileRecord { path, bytes, xxh3, chain, how: how.to_owned() }
+        // Linked tables were synced when they were made; a segment's seal may not be yet.
+        let (xxh3, chain, durable) = match identity {
+            Identity::Hash(hash) => (Some(format!("{hash:032x}")), None, placed == Placed::Linked),
+            Identity::Chain(chain) => (None, Some(format!("{chain:016x}")), false),
+        };
+        let name = relative(self.dir, &path);
+        built.records.push(FileRecord { path: name, bytes, xxh3, chain, how: how.to_owned() });
+        if !durable {
+            built.to_sync.push(path);
+        }
     }
 }
 
-fn relative(root: &Path, path: &Path) -> PathBuf {
-    path.strip_prefix(root).unwrap_or(path).to_path_buf()
+fn relative(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 fn written(dir: &Path, path: &Path, bytes: &[u8]) -> FileRecord {
     FileRecord {
-        path: relative(dir, path).to_string_lossy().into_owned(),
+        path: relative(dir, path),
         bytes: bytes.len() as u64,
         xxh3: Some(format!("{:032x}", xxh3_128(bytes))),
         chain: None,
@@ -259,6 +355,12 @@ fn written(dir: &Path, path: &Path, bytes: &[u8]) -> FileRecord {
 }
 
 impl Built {
+    fn append(&mut self, part: Self) {
+        self.tally.append(&part.tally);
+        self.records.extend(part.records);
+        self.to_sync.extend(part.to_sync);
+    }
+
     /// Lists the directory anew after its journal was absorbed into its tables: only what was
     /// there before keeps the way it came.
     pub(crate) fn relist(&mut self, dir: &Path, catalog: &Catalog) -> Result<()> {
@@ -271,7 +373,7 @@ impl Built {
             let blobs =
                 checked.version.blobs.iter().map(|b| (files::blob(&tree, b.id), b.checksum));
             for (path, hash) in tables.chain(blobs) {
-                let name = relative(dir, &path).to_string_lossy().into_owned();
+                let name = relative(dir, &path);
                 let how = before.iter().find(|r| r.path == name).map_or("written", |r| &r.how);
                 self.records.push(FileRecord {
                     bytes: std::fs::metadata(&path).at("inspect", &path)?.len(),
@@ -319,68 +421,6 @@ pub(crate) fn branch(source: &Catalog, seqno: u64) -> Catalog {
     catalog.origin = Some(Origin { uuid: source.uuid, timeline: source.timeline, seqno });
     catalog.fork_on_open = true;
     catalog
-}
-
-/// A first line with magic, version and the hash of the rest; then JSON, one file a line.
-fn encode_checkpoint(head: &CheckpointHead, records: &[FileRecord]) -> Result<Vec<u8>> {
-    let json = |e: serde_json::Error| Error::io("encode", Path::new(files::CHECKPOINT), e.into());
-    let mut body = serde_json::to_string(head).map_err(json)?;
-    body.pop();
-    body.push_str(",\"files\":[");
-    for (number, record) in records.iter().enumerate() {
-        body.push_str(if number == 0 { "\n" } else { ",\n" });
-        body.push_str(&serde_json::to_string(record).map_err(json)?);
-    }
-    body.push_str("\n]}\n");
-    let hash = checkpoint_hash(&CHECKPOINT_VERSION.to_string(), &body);
-    Ok(format!("{CHECKPOINT_MAGIC} {CHECKPOINT_VERSION} {hash:032x}\n{body}").into_bytes())
-}
-
-/// The hash covers the version, too.
-fn checkpoint_hash(version: &str, body: &str) -> u128 {
-    xxh3_128(format!("{CHECKPOINT_MAGIC} {version}\n{body}").as_bytes())
-}
-
-/// Reads and checks the CHECKPOINT file of `dir`.
-pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
-    #[derive(Deserialize)]
-    struct Body {
-        #[serde(flatten)]
-        head: CheckpointHead,
-        files: Vec<FileRecord>,
-    }
-    let path = files::checkpoint(dir);
-    let bytes = files::read(&path)?;
-    let corrupt = |offset: u64, what: &str| Error::corrupt(&path, Some(offset), what.to_owned());
-    let text =
-        std::str::from_utf8(&bytes).map_err(|e| corrupt(e.valid_up_to() as u64, "not UTF-8"))?;
-    let (first, body) =
-        text.split_once('\n').ok_or_else(|| corrupt(0, "there is no first line"))?;
-    let words: Vec<&str> = first.split(' ').collect();
-    let [CHECKPOINT_MAGIC, version, hash] = words[..] else {
-        return Err(corrupt(0, "the first line is not that of a checkpoint"));
-    };
-    let computed = format!("{:032x}", checkpoint_hash(version, body));
-    if hash != computed {
-        return Err(Error::corrupt_because(
-            &path,
-            Some(first.len() as u64 + 1),
-            "the hash does not match the content",
-            hash,
-            computed,
-        ));
-    }
-    let version = version.parse().map_err(|_| corrupt(0, "the version is no number"))?;
-    if version != CHECKPOINT_VERSION {
-        return Err(Error::UnsupportedFormat {
-            path,
-            found: version,
-            supported: CHECKPOINT_VERSION,
-        });
-    }
-    let Body { head, files } = serde_json::from_str(body)
-        .map_err(|e| corrupt(first.len() as u64 + 1, &format!("the list cannot be read: {e}")))?;
-    Ok(CheckpointFile { head, files })
 }
 
 /// Refuses a target that exists or lies inside the source, and says where it will be built.

@@ -19,21 +19,24 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::Durability;
 use crate::assemble::{
-    self, Built, CheckpointHead, Plan, PlannedSegment, PlannedTree, Unfinished, branch,
-    check_target,
+    self, Built, Plan, PlannedSegment, PlannedTree, Unfinished, branch, check_target,
 };
 use crate::catalog::Catalog;
 use crate::error::{Error, IoContext, Result};
-use crate::files::{self, Transfer};
+use crate::files;
 use crate::keyspace::{Keyspace, Shared};
+use crate::listing::CheckpointHead;
 use crate::planted::{Bug, is_planted};
 use crate::progress::{Moved, Phase, Progress};
 use crate::recovery;
 use crate::structure::catalog_entry;
+use crate::transfer::Transfer;
 use crate::verify::check_directory;
 use crate::versions::{Entry, VersionMap};
+
+/// So much of the journal takes about as long to sync as nothing at all.
+const UNSYNCED_BYTES_MAX: u64 = 1 << 20;
 
 /// What a checkpoint did.
 #[derive(Clone, Debug, Serialize)]
@@ -175,7 +178,7 @@ impl<'a> CheckpointBuilder<'a> {
             taken.absorb(&shared, unfinished.path())?;
         }
         (self.progress)(Progress::begin(Phase::Sync, 0, 0));
-        let head = taken.head();
+        let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, taken.left_out);
         let tally = taken.built.seal(unfinished.path(), &taken.plan.catalog, &head)?;
         if self.verify {
             check_directory(unfinished.path(), &mut *self.progress)?;
@@ -226,17 +229,16 @@ impl<'a> CheckpointBuilder<'a> {
     /// Freezes, links and lets go; then, for a target elsewhere, copies from the links.
     fn take(&mut self, shared: &Arc<Shared>, unfinished: &Unfinished) -> Result<Taken> {
         let dir = unfinished.path();
-        // Links on the keyspace's own filesystem take milliseconds; where the target cannot be
-        // linked to, they are made here and copied once nothing is pinned any more.
-        let direct = self.transfer == Transfer::Auto && files::can_link(&shared.root, dir)?;
-        let staging = if direct { None } else { stage(shared)? };
-        let first_dir = staging.as_ref().map_or(dir, Unfinished::path);
-
         // All pins go before a copy begins: the two holds and the version map in `frozen`.
         let holds = (shared.journal.hold(), shared.jobs.hold_compactions());
         let began = Instant::now();
         let frozen = freeze(shared)?;
         let mut plan = self.plan(shared, &frozen)?;
+        // Links on the keyspace's own filesystem take milliseconds; where the target cannot be
+        // linked to, they are made here and copied once nothing is pinned any more.
+        let direct = self.transfer == Transfer::Auto && plan.can_link_into(dir)?;
+        let staging = if direct { None } else { stage(shared, &plan)? };
+        let first_dir = staging.as_ref().map_or(dir, Unfinished::path);
         let transfer = if staging.is_some() { Transfer::Auto } else { self.transfer };
         let mut built = plan.build(
             first_dir,
@@ -313,33 +315,19 @@ impl Taken {
         self.plan.segments.clear();
         self.built.relist(dir, &self.plan.catalog)
     }
-
-    fn head(&self) -> CheckpointHead {
-        let catalog = &self.plan.catalog;
-        let mut partitions: Vec<_> = catalog.partitions.iter().map(|p| p.name.clone()).collect();
-        partitions.sort();
-        CheckpointHead {
-            uuid: format!("{:032x}", catalog.uuid),
-            timeline: format!("{:032x}", catalog.timeline),
-            seqno: self.seqno,
-            created_ms: crate::commit::now_ms(),
-            partitions,
-            left_out: self.left_out.clone(),
-        }
-    }
 }
 
 /// A directory in the keyspace to link into; `None` where even that does not work.
-fn stage(shared: &Shared) -> Result<Option<Unfinished>> {
+fn stage(shared: &Shared, plan: &Plan) -> Result<Option<Unfinished>> {
     let name = assemble::tag().to_string();
     let staging = Unfinished::create(files::staging(&shared.root).join(name))?;
-    Ok(files::can_link(&shared.root, staging.path())?.then_some(staging))
+    Ok(plan.can_link_into(staging.path())?.then_some(staging))
 }
 
 /// Notes the state between two groups and seals the journal before it.
 fn freeze(shared: &Arc<Shared>) -> Result<Frozen> {
     // What is synced now need not be synced while the files are pinned.
-    shared.journal.sync(Durability::SyncData)?;
+    shared.journal.sync_if_beyond(UNSYNCED_BYTES_MAX)?;
     let frozen = loop {
         shared.prepare_segment()?;
         let versions = Arc::clone(&shared.versions);

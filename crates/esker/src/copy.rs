@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::assemble::{
-    self, CheckpointHead, Plan, PlannedSegment, PlannedTree, Unfinished, branch,
-};
+use crate::assemble::{self, Plan, PlannedSegment, PlannedTree, Unfinished, branch};
 use crate::error::Result;
-use crate::files::{self, KeyspaceLock, Transfer};
+use crate::files::{self, KeyspaceLock};
 use crate::journal::reader::Tail;
+use crate::listing::CheckpointHead;
 use crate::progress::{Moved, Phase, Progress};
 use crate::survey;
+use crate::transfer::Transfer;
 use crate::verify::check_directory;
 
 /// How [`cold_copy`] works.
@@ -113,7 +113,7 @@ pub fn cold_copy(
     let begin = Progress::begin(phase, 0, 0);
     let built = plan.build(unfinished.path(), transfer, begin, &mut *progress)?;
     progress(Progress::begin(Phase::Sync, 0, 0));
-    let head = head(&plan, seqno);
+    let head = CheckpointHead::new(&plan.catalog, seqno, Vec::new());
     let tally = built.seal(unfinished.path(), &plan.catalog, &head)?;
     if verify {
         check_directory(unfinished.path(), &mut *progress)?;
@@ -151,17 +151,4 @@ fn survey(source: &Path) -> Result<(Plan, u64)> {
     let seqno = journal.last_seqno;
     let catalog = branch(&catalog, seqno);
     Ok((Plan { source: source.to_path_buf(), catalog, trees, segments }, seqno))
-}
-
-fn head(plan: &Plan, seqno: u64) -> CheckpointHead {
-    let mut partitions: Vec<_> = plan.catalog.partitions.iter().map(|p| p.name.clone()).collect();
-    partitions.sort();
-    CheckpointHead {
-        uuid: format!("{:032x}", plan.catalog.uuid),
-        timeline: format!("{:032x}", plan.catalog.timeline),
-        seqno,
-        created_ms: crate::commit::now_ms(),
-        partitions,
-        left_out: Vec::new(),
-    }
 }

@@ -1,8 +1,7 @@
 //! Every local file name, and the few file operations whose order matters.
 //!
 //! What must stay true: no other module spells a file name; a name becomes visible only after its
-//! bytes are synced (`replace`), and is durable only after its directory is synced (`sync_dir`);
-//! `place` shares an inode only between names that nobody writes to.
+//! bytes are synced (`replace`), and is durable only after its directory is synced (`sync_dir`).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
-use serde::Serialize;
 
 use crate::error::{Error, IoContext, Result};
 
@@ -74,7 +72,10 @@ pub(crate) fn version(tree: &Path, id: u64) -> PathBuf {
 
 /// `journal/00000000000000000042.jnl`
 pub(crate) fn segment(root: &Path, id: u64) -> PathBuf {
-    journal(root).join(format!("{id:0SEGMENT_DIGITS$}{SEGMENT_SUFFIX}"))
+    journal(root).join(segment_name(id))
+}
+pub(crate) fn segment_name(id: u64) -> String {
+    format!("{id:0SEGMENT_DIGITS$}{SEGMENT_SUFFIX}")
 }
 
 /// The id in a segment's file name; `None` for any other name.
@@ -264,97 +265,6 @@ pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
         Err(errno) => return Err(Error::io("rename", unfinished, errno.into())),
     }
     sync_dir(parent(target))
-}
-
-/// How a file reached its new name.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Placed {
-    /// The same inode under a second name.
-    Linked,
-    /// A new inode that shares extents.
-    Reflinked,
-    /// New bytes.
-    Copied,
-}
-
-/// Which rungs of the ladder may be used.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub enum Transfer {
-    /// Hard link, else reflink, else copy: per file, whatever the filesystems allow.
-    #[default]
-    Auto,
-    /// Copy every byte, so that source and target share nothing, not even a disk sector.
-    Copy,
-}
-
-/// Gives an immutable file a second name. Links need no sync of their own bytes; what was
-/// reflinked or copied must be synced by the caller.
-pub(crate) fn place(source: &Path, target: &Path, transfer: Transfer) -> Result<Placed> {
-    if transfer == Transfer::Auto {
-        match fs::hard_link(source, target) {
-            Ok(()) => return Ok(Placed::Linked),
-            Err(e) if link_may_not_work_here(&e) => {}
-            Err(e) => return Err(Error::io("link", source, e)),
-        }
-    }
-    duplicate(source, target, transfer)
-}
-
-/// Gives a mutable file's bytes a second name: never a link.
-pub(crate) fn duplicate(source: &Path, target: &Path, transfer: Transfer) -> Result<Placed> {
-    if transfer == Transfer::Auto && reflink(source, target)? {
-        return Ok(Placed::Reflinked);
-    }
-    copy(source, target).map(|()| Placed::Copied)
-}
-
-/// Whether files of the keyspace `root` can be linked into `dir`: not across devices, nor across
-/// mounts of one device, nor on filesystems without links. Asks with a file of its own in staging/,
-/// which the next open sweeps if this is interrupted.
-pub(crate) fn can_link(root: &Path, dir: &Path) -> Result<bool> {
-    let source = staging(root).join(format!("probe-{:016x}", random_u128() as u64));
-    let target = dir.join("probe");
-    create_file(&source)?;
-    let linked = fs::hard_link(&source, &target);
-    remove_if_present(&source)?;
-    match linked {
-        Ok(()) => remove_if_present(&target).map(|()| true),
-        Err(e) if link_may_not_work_here(&e) => Ok(false),
-        Err(e) => Err(Error::io("link into", dir, e)),
-    }
-}
-
-/// Another device, too many links, or a filesystem (or a mount of it) without links.
-fn link_may_not_work_here(error: &io::Error) -> bool {
-    const TRY_THE_NEXT_RUNG: [Errno; 6] =
-        [Errno::XDEV, Errno::MLINK, Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::ACCESS];
-    error.raw_os_error().is_some_and(|c| TRY_THE_NEXT_RUNG.iter().any(|e| e.raw_os_error() == c))
-}
-
-#[cfg(target_os = "linux")]
-fn reflink(source: &Path, target: &Path) -> Result<bool> {
-    let from = File::open(source).at("open", source)?;
-    let to = create_file(target)?;
-    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-        return Ok(true);
-    }
-    // Not this filesystem, not these two, or not now: the next rung decides what the error is.
-    drop(to);
-    fs::remove_file(target).at("remove", target)?;
-    Ok(false)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn reflink(_source: &Path, _target: &Path) -> Result<bool> {
-    Ok(false)
-}
-
-fn copy(source: &Path, target: &Path) -> Result<()> {
-    let mut from = File::open(source).at("open", source)?;
-    let mut to = create_file(target)?;
-    io::copy(&mut from, &mut to).at("copy", target)?;
-    Ok(())
 }
 
 /// Who may have the keyspace open at the same time.

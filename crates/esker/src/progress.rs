@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::files::Placed;
+use crate::transfer::Placed;
 
 /// What long work is doing.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,18 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn bytes(&self) -> u64 {
         self.linked.bytes + self.reflinked.bytes + self.copied.bytes
+    }
+
+    pub(crate) fn append(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.linked, other.linked),
+            (&mut self.reflinked, other.reflinked),
+            (&mut self.copied, other.copied),
+        ];
+        for (moved, more) in pairs {
+            moved.files += more.files;
+            moved.bytes += more.bytes;
+        }
     }
 
     pub(crate) fn add(&mut self, placed: Placed, bytes: u64) {

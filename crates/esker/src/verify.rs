@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use crate::assemble;
 use crate::catalog::{Catalog, PartitionEntry};
 use crate::error::{Corruption, Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
 use crate::journal::reader::Tail;
+use crate::listing;
 use crate::progress::{Phase, Progress};
 use crate::survey;
 
@@ -340,7 +340,7 @@ impl<'a> Examination<'a> {
         }
         self.report.files += 1;
         self.count_bytes(&path);
-        let read = assemble::read_checkpoint(self.root);
+        let read = listing::read_checkpoint(self.root);
         let Some(checkpoint) = self.note(read)? else { return Ok(()) };
         let head = &checkpoint.head;
         let listed = (head.uuid.as_str(), head.seqno);

@@ -302,6 +302,15 @@ impl Journal {
         Ok(())
     }
 
+    /// Syncs if more than `bytes` of the active segment are not known to be durable.
+    pub(crate) fn sync_if_beyond(&self, bytes: u64) -> Result<()> {
+        let unsynced = {
+            let Active { file, end, .. } = &self.state.lock().active;
+            end.saturating_sub(file.synced_len.load(Ordering::Acquire))
+        };
+        if unsynced > bytes { self.sync(Durability::SyncData) } else { Ok(()) }
+    }
+
     /// Ends the active segment and goes on in the prepared one. Only the leader calls this.
     /// False when no segment is prepared. An empty active segment needs no swap.
     pub(crate) fn swap(&self) -> bool {

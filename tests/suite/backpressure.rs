@@ -153,6 +153,28 @@ fn a_commit_larger_than_the_write_buffer_stalls_nobody_for_ever() {
     });
 }
 
+/// Iterators keep memtables in memory that were flushed long ago.
+#[test]
+fn a_writer_never_waits_for_its_own_iterators() {
+    const BUFFER: u64 = 64 << 10;
+    let store = Store::with(|c| c.memtable_bytes(16 << 10).write_buffer_bytes_max(BUFFER));
+    let p = store.partition("p");
+    must_end("writing between the steps of iterators", move || {
+        let mut open = Vec::new();
+        for number in 0..2_000u32 {
+            p.insert(number.to_be_bytes(), [7; 500]).unwrap();
+            if number % 20 == 0 {
+                let mut entries = p.iter().unwrap();
+                entries.next().unwrap().unwrap();
+                open.push(entries);
+            }
+        }
+        for (number, entries) in open.into_iter().enumerate() {
+            assert_eq!(entries.count(), number * 20);
+        }
+    });
+}
+
 #[test]
 fn runs_of_the_first_level_stay_far_below_what_a_level_can_hold() {
     for l0_runs in [1, 4, 32] {

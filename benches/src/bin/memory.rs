@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,15 +20,17 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
 const CACHE_BYTES: u64 = 64 << 20;
-const WRITE_BUFFER_BYTES: u64 = 192 << 20;
+const WRITE_BUFFER_BYTES: u64 = 256 << 20;
 /// Files that were read and wait for their insert.
 const FILES_AHEAD: usize = 16;
+/// As many as `esker load` has.
+const READERS: usize = 4;
 const FILES_PER_DIRECTORY: usize = 512;
 /// The sizes of files of a real tree spread over many powers of two; these are 1 KiB to 1 MiB.
 const SIZE_BITS: std::ops::RangeInclusive<u32> = 10..=19;
 
 fn main() -> Result<()> {
-    let arguments = Arguments::parse(&["what", "gib", "value", "dir"])?;
+    let arguments = Arguments::parse(&["what", "gib", "value", "tree", "dir"])?;
     let gib: f64 = arguments.get("gib", 5.0)?;
     let bytes = (gib * f64::from(1 << 30)) as u64;
     let value_bytes: usize = arguments.get("value", 1_000)?;
@@ -40,18 +43,31 @@ fn main() -> Result<()> {
     // One load per process: memory that the allocator keeps from one would count for the next.
     match arguments.get("what", "values".to_owned())?.as_str() {
         "values" => {
-            let loaded = load(dir.path(), |insert| random_entries(bytes, value_bytes, insert))?;
+            let options = PartitionOptions::default();
+            let loaded =
+                load(dir.path(), options, |insert| random_entries(bytes, value_bytes, insert))?;
             let what = format!("{value_bytes} B values, random keys");
             loaded.report(&what, None, &mut memory, &mut speed);
         }
         "tree" => {
-            let tree = FileTree::make(&dir.path().join("tree"), bytes)?;
+            // A tree that is there, or one that is made.
+            let tree = match arguments.get("tree", PathBuf::new())? {
+                path if path.as_os_str().is_empty() => {
+                    FileTree::make(&dir.path().join("tree"), bytes)?
+                }
+                path => FileTree::find(&path)?,
+            };
             tree.forget()?;
-            let began = Instant::now();
-            let read = tree.read(|_, _| Ok(()))?;
+            let (began, mut read) = (Instant::now(), 0);
+            tree.read(&mut |_, content| {
+                read += content.len();
+                Ok(())
+            })?;
             let alone = read as f64 / began.elapsed().as_secs_f64();
             tree.forget()?;
-            let loaded = load(dir.path(), |insert| tree.read_ahead(insert))?;
+            // As `esker load --format files` creates a partition.
+            let options = PartitionOptions::default().separate_values_from(Some(4 << 10));
+            let loaded = load(dir.path(), options, |insert| tree.read(insert))?;
             let what = format!("a tree of {} files", tree.files.len());
             loaded.report(&what, Some(alone), &mut memory, &mut speed);
         }
@@ -70,13 +86,17 @@ struct Loaded {
 }
 
 /// Runs `source` with a function that inserts, and closes the keyspace.
-fn load(dir: &Path, source: impl FnOnce(Insert<'_>) -> Result<()>) -> Result<Loaded> {
+fn load(
+    dir: &Path,
+    options: PartitionOptions,
+    source: impl FnOnce(Insert<'_>) -> Result<()>,
+) -> Result<Loaded> {
     machine::forget_peak()?;
     let keyspace = Config::new(dir.join("keyspace"))
         .cache_bytes(CACHE_BYTES)
         .write_buffer_bytes_max(WRITE_BUFFER_BYTES)
         .open()?;
-    let partition = keyspace.partition("loaded", PartitionOptions::default())?;
+    let partition = keyspace.partition("loaded", options)?;
     let began = Instant::now();
     let mut bytes = 0;
     source(&mut |key, value| {
@@ -148,6 +168,23 @@ impl FileTree {
         Ok(Self { files })
     }
 
+    fn find(root: &Path) -> Result<Self> {
+        let (mut files, mut directories) = (Vec::new(), vec![root.to_path_buf()]);
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let kind = entry.file_type()?;
+                if kind.is_dir() {
+                    directories.push(entry.path());
+                } else if kind.is_file() {
+                    files.push(entry.path());
+                }
+            }
+        }
+        files.sort();
+        Ok(Self { files })
+    }
+
     /// The next read comes from the disk.
     fn forget(&self) -> Result<()> {
         for path in &self.files {
@@ -156,27 +193,25 @@ impl FileTree {
         Ok(())
     }
 
-    fn read(&self, mut each: impl FnMut(&Path, Vec<u8>) -> Result<()>) -> Result<u64> {
-        let mut bytes = 0;
-        for path in &self.files {
-            let content = fs::read(path)?;
-            bytes += content.len() as u64;
-            each(path, content)?;
-        }
-        Ok(bytes)
-    }
-
-    /// One thread reads, a few files ahead of the one that inserts.
-    fn read_ahead(&self, insert: Insert<'_>) -> Result<()> {
+    /// A few threads read, a few files ahead of the one that takes them.
+    fn read(&self, each: Insert<'_>) -> Result<()> {
         let (sender, receiver) = mpsc::sync_channel(FILES_AHEAD);
+        let next = &AtomicUsize::new(0);
         thread::scope(|scope| {
-            let reader = scope.spawn(move || {
-                self.read(|path, content| Ok(sender.send((path.to_path_buf(), content))?))
-            });
-            for (path, content) in receiver {
-                insert(path.as_os_str().as_bytes(), &content)?;
+            for _ in 0..READERS {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    while let Some(path) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if sender.send((path, fs::read(path))).is_err() {
+                            return;
+                        }
+                    }
+                });
             }
-            reader.join().map_err(|_| "the reading thread panicked")??;
+            drop(sender);
+            for (path, content) in receiver {
+                each(path.as_os_str().as_bytes(), &content?)?;
+            }
             Ok(())
         })
     }

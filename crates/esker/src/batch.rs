@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::journal::items::{self, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::journal::writer::Outgoing;
 use crate::keyspace::Keyspace;
+use crate::memory::entry_bytes;
 use crate::partition::{Partition, PartitionCore};
 use crate::tree::Slice;
 
@@ -102,9 +103,9 @@ impl Batch {
         self.changes.is_empty()
     }
 
+    /// What the changes will take in memory.
     fn bytes(&self) -> u64 {
-        let len = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, |v| v.len());
-        self.changes.iter().map(|change| len(change) as u64).sum()
+        self.changes.iter().map(|change| entry_bytes(&change.key, change.value.as_deref())).sum()
     }
 
     /// Commits every change under one sequence number, which is returned. Readers see all of them

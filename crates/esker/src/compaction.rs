@@ -45,7 +45,9 @@ impl Shared {
         tree: &Tree,
         strategy: Strategy,
     ) -> Result<Compacted> {
-        let compacted = tree.compact(&self.views, strategy)?;
+        let compacted = tree.compact(&self.views, strategy);
+        self.release_memory(tree.account().merged(|| tree.is_merging()));
+        let compacted = compacted?;
         if compacted == Compacted::Something {
             self.compactions.fetch_add(1, Ordering::Relaxed);
             self.versions.refresh(core, tree, None);

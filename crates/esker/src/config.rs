@@ -55,10 +55,10 @@ impl Config {
         Self {
             path: path.as_ref().to_path_buf(),
             cache_bytes: 64 << 20,
-            write_buffer_bytes_max: 192 << 20,
+            write_buffer_bytes_max: 256 << 20,
             journal_bytes_max: 512 << 20,
             journal_segment_bytes: 64 << 20,
-            memtable_bytes: 32 << 20,
+            memtable_bytes: 48 << 20,
             worker_threads: cpus.clamp(2, 4),
             durability: Durability::Buffer,
             read_only: false,
@@ -73,7 +73,7 @@ impl Config {
     }
 
     /// Memory for entries that are not in tables yet, all partitions together, in bytes; default
-    /// 192 MiB. Writers wait rather than exceed it.
+    /// 256 MiB. Writers wait rather than exceed it.
     pub fn write_buffer_bytes_max(mut self, bytes: u64) -> Self {
         self.write_buffer_bytes_max = bytes;
         self
@@ -92,7 +92,7 @@ impl Config {
         self
     }
 
-    /// A partition's memtable is written to a table beyond this size, in bytes; default 32 MiB.
+    /// A partition's memtable is written to a table beyond this size, in bytes; default 48 MiB.
     pub fn memtable_bytes(mut self, bytes: u64) -> Self {
         self.memtable_bytes = bytes;
         self

@@ -41,7 +41,7 @@ impl Shared {
         };
         self.journal.sync(Durability::SyncData)?;
         tree.flush(&flushing, self.views.merge_threshold(boundary))?;
-        self.release_memory(tree.take_sealed_bytes());
+        self.release_memory(tree.account().flushed(|| tree.is_merging()));
         self.versions.refresh(core, &tree, Some(boundary));
         drop(flushing);
         self.flushes.fetch_add(1, Ordering::Relaxed);
@@ -63,14 +63,16 @@ impl Shared {
     /// batch that waits.
     pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
         let max = self.config.write_buffer_bytes_max;
-        let enough = (max / 2).min(max.saturating_sub(self.stall.wanted()));
+        let wanted = self.stall.wanted();
+        let enough = (max / 2).min(max.saturating_sub(wanted));
         let map = self.versions.current();
         let mut largest: Vec<_> = map.values().collect();
-        largest.sort_by_key(|entry| {
-            std::cmp::Reverse(entry.tree.memtable_bytes() + entry.tree.sealed_bytes())
-        });
+        largest.sort_by_key(|entry| std::cmp::Reverse(entry.tree.account().unflushed()));
+        // While merges hold memory, flushing the little that is left only makes small tables.
+        let worth = if wanted > 0 { 0 } else { enough / (4 * largest.len().max(1) as u64) };
         for entry in largest {
-            if self.committer.memtable_bytes.load(Ordering::Relaxed) <= enough {
+            let used = self.committer.memtable_bytes.load(Ordering::Relaxed);
+            if used <= enough || entry.tree.account().unflushed() < worth {
                 break;
             }
             self.flush_partition(&entry.core)?;

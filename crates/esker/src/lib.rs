@@ -50,6 +50,7 @@ mod journal;
 mod keyspace;
 mod listing;
 mod manifest;
+mod memory;
 mod options;
 mod partition;
 #[doc(hidden)]

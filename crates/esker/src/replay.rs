@@ -164,7 +164,7 @@ impl<'a> Replay<'a> {
     fn bound_memory(&mut self, seqno: u64) -> Result<()> {
         let mut total = 0;
         for target in self.live.values() {
-            let bytes = target.tree.memtable_bytes();
+            let bytes = target.tree.account().active();
             if bytes >= self.config.memtable_bytes {
                 target.flush(seqno)?;
             } else {
@@ -183,7 +183,7 @@ impl<'a> Replay<'a> {
         let versions = Versions::default();
         catalog.partitions.clear();
         for (&id, target) in &self.live {
-            let in_memory = target.tree.memtable_bytes() > 0;
+            let in_memory = target.tree.account().active() > 0;
             let flushed_upto =
                 if in_memory { target.upto } else { plan.last_seqno.max(target.upto) };
             versions.put(&target.core, &target.tree, flushed_upto);
@@ -205,7 +205,7 @@ impl<'a> Replay<'a> {
 
     /// Bytes that replay left in memory.
     pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.live.values().map(|target| target.tree.memtable_bytes()).sum()
+        self.live.values().map(|target| target.tree.account().active()).sum()
     }
 
     /// Removes the trees that clears and drops left behind. CATALOG no longer names them.
@@ -225,7 +225,7 @@ impl Replayed {
         let flushing = self.tree.lock_flushing();
         self.tree.rotate();
         self.tree.flush(&flushing, newest + 1)?;
-        self.tree.take_sealed_bytes();
+        self.tree.account().flushed(|| false);
         Ok(())
     }
 }

@@ -80,7 +80,7 @@ impl Statistics {
                 blob_files: entry.tree.blob_file_count() as u64,
                 l0_runs: entry.tree.l0_runs() as u64,
                 disk_bytes: entry.tree.disk_space(),
-                memtable_bytes: entry.tree.memtable_bytes() + entry.tree.sealed_bytes(),
+                memtable_bytes: entry.tree.account().total(),
                 approximate_len: entry.tree.approximate_len() as u64,
             })
             .collect();

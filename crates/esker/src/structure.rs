@@ -112,7 +112,7 @@ impl Shared {
                 let seqno = turn.log(&items::clear(core.id), core.id)?;
                 core.begin_generation(seqno, Arc::clone(&tree));
                 versions.put(&core, &tree, seqno);
-                Ok(old.memtable_bytes() + old.take_sealed_bytes())
+                Ok(old.account().close())
             })
         };
         self.release_memory(released.inspect_err(|_| tree.doom())?);
@@ -133,8 +133,7 @@ impl Shared {
                 turn.log(&items::drop_partition(core.id), core.id)?;
                 core.mark_dropped();
                 versions.remove(core.id);
-                let tree = core.tree();
-                Ok(tree.memtable_bytes() + tree.take_sealed_bytes())
+                Ok(core.tree().account().close())
             })
         };
         self.release_memory(released?);

@@ -34,6 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::journal::items::KEY_LEN_MAX;
 use crate::manifest::{BlobEntry, TableEntry, Version};
+use crate::memory::{Account, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
 use crate::views::Views;
 
@@ -106,8 +107,8 @@ pub(crate) struct Tree {
     /// Reads below this number may miss values that a merge dropped.
     gc_floor: AtomicU64,
     l0_runs: AtomicU64,
-    /// Bytes in sealed memtables; whoever takes them gives them back to the write buffer.
-    sealed_bytes: AtomicU64,
+    /// What the memtables take. Whoever frees bytes gives them back to the write buffer.
+    account: Account<Memtable>,
     /// A flush was asked for since the last seal.
     flush_asked: AtomicBool,
     /// Above every blob file that was ever installed; lsm-tree reuses no number.
@@ -156,7 +157,7 @@ impl Tree {
             gate: Mutex::new(false),
             gc_floor: AtomicU64::new(0),
             l0_runs: AtomicU64::new(0),
-            sealed_bytes: AtomicU64::new(0),
+            account: Account::default(),
             flush_asked: AtomicBool::new(false),
             next_blob: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
@@ -214,15 +215,22 @@ impl Tree {
 impl Tree {
     /// Adds an entry to the active memtable; returns its size in memory and the memtable's.
     pub(crate) fn apply(&self, key: Slice, value: Option<Slice>, seqno: u64) -> (u64, u64) {
+        let bytes = entry_bytes(&key, value.as_deref());
         let item = match value {
             Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
             None => InternalValue::new_tombstone(key, seqno),
         };
-        self.active.read().insert(item)
+        self.active.read().insert(item);
+        (bytes, self.account.charge(bytes))
     }
 
-    pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.active.read().size()
+    pub(crate) fn account(&self) -> &Account<Memtable> {
+        &self.account
+    }
+
+    /// A merge runs. What one has held is free when it has ended.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.compacting.is_locked()
     }
 
     pub(crate) fn sealed_memtables(&self) -> usize {
@@ -263,17 +271,10 @@ impl Tree {
     pub(crate) fn rotate(&self) {
         let sealed = self.tree.rotate_memtable();
         *self.active.write() = self.tree.active_memtable();
-        self.sealed_bytes.fetch_add(sealed.map_or(0, |m| m.size()), Ordering::AcqRel);
+        if let Some(sealed) = sealed {
+            self.account.seal(&sealed);
+        }
         self.flush_asked.store(false, Ordering::Release);
-    }
-
-    pub(crate) fn sealed_bytes(&self) -> u64 {
-        self.sealed_bytes.load(Ordering::Acquire)
-    }
-
-    /// The bytes of sealed memtables, taken off this tree's account.
-    pub(crate) fn take_sealed_bytes(&self) -> u64 {
-        self.sealed_bytes.swap(0, Ordering::AcqRel)
     }
 
     /// True the first time since the last seal.

@@ -153,6 +153,57 @@ fn a_commit_larger_than_the_write_buffer_stalls_nobody_for_ever() {
     });
 }
 
+/// Flushes, merges, clears and drops of many partitions, all at once, under a write buffer that is
+/// always short: nothing is poisoned, and in the end not a byte is left on the account.
+#[test]
+fn the_account_of_memory_is_even_after_flushes_merges_clears_and_drops() {
+    const PARTITIONS: u64 = 64;
+    let store = Store::with(|config| {
+        let config = config.memtable_bytes(16 << 10).write_buffer_bytes_max(256 << 10);
+        config.journal_segment_bytes(64 << 10).worker_threads(4)
+    });
+    let options = || PartitionOptions::default().table_bytes(16 << 10).l0_runs(2);
+    let name = |number: u64| format!("p{number}");
+    must_end("writing to many partitions under pressure", move || {
+        let keyspace = store.keyspace();
+        for number in 0..PARTITIONS {
+            keyspace.partition(&name(number), options()).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for writer in 0..3 {
+                scope.spawn(move || {
+                    let mut random = Seeded::new(&format!("account {writer}"));
+                    for _ in 0..4_000 {
+                        let to = name(random.below(PARTITIONS - 4));
+                        let partition = keyspace.partition(&to, options()).unwrap();
+                        partition.insert(random.bytes(8), random.bytes(300)).unwrap();
+                    }
+                });
+            }
+            let mut random = Seeded::new("account of the churn");
+            for _ in 0..60 {
+                let victim = name(PARTITIONS - 4 + random.below(4));
+                let partition = keyspace.partition(&victim, options()).unwrap();
+                for _ in 0..20 {
+                    partition.insert(random.bytes(8), random.bytes(300)).unwrap();
+                }
+                match random.below(3) {
+                    0 => partition.clear().unwrap(),
+                    1 => _ = keyspace.drop_partition(&victim).unwrap(),
+                    _ => partition.compact().unwrap(),
+                }
+            }
+        });
+        keyspace.flush().unwrap();
+        // Merges that still run hold a little.
+        while keyspace.statistics().memtable_bytes > 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let statistics = keyspace.statistics();
+        assert!(statistics.partitions.iter().all(|p| p.memtable_bytes == 0), "{statistics:?}");
+    });
+}
+
 /// Iterators keep memtables in memory that were flushed long ago.
 #[test]
 fn a_writer_never_waits_for_its_own_iterators() {

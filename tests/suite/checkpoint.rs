@@ -221,6 +221,55 @@ fn mutable_files_are_never_linked() {
     }
 }
 
+/// Several threads build the trees of a checkpoint; one of them fails.
+#[test]
+fn a_checkpoint_that_cannot_link_one_of_many_trees_fails_and_leaves_nothing() {
+    let store = Store::new();
+    for number in 0..40 {
+        fill(&store.partition(&format!("p{number}")), 10);
+    }
+    store.keyspace().flush().unwrap();
+    let table = names(&store.path())
+        .into_iter()
+        .filter(|name| name.components().any(|c| c.as_os_str() == "tables"))
+        .nth(17)
+        .unwrap();
+    let (table, aside) = (store.path().join(table), store.beside("aside"));
+    std::fs::rename(&table, &aside).unwrap();
+    let target = store.beside("checkpoint");
+    let error = store.keyspace().backup_to(&target).unwrap_err();
+    assert!(error.to_string().contains(table.to_str().unwrap()), "{error}");
+    assert!(!target.exists());
+    nothing_left(&store, target.parent().unwrap());
+    std::fs::rename(&aside, &table).unwrap();
+    let expected = store.content();
+    store.keyspace().backup_to(&target).unwrap();
+    check(&target, &expected);
+}
+
+/// Without a commit since the last checkpoint there is nothing to swap, seal or sync.
+#[test]
+fn a_poisoned_keyspace_takes_no_checkpoint_even_with_nothing_to_sync() {
+    let store = written();
+    store.keyspace().backup_to(store.beside("first")).unwrap();
+    // A directory in the place of the next table: the flush fails for good.
+    let p = store.partition("a");
+    let tables = names(&store.path()).into_iter().filter_map(|name| {
+        let dir = name.parent()?.to_path_buf();
+        (dir.ends_with("tables")).then_some(dir)
+    });
+    let dirs: std::collections::BTreeSet<_> = tables.collect();
+    p.insert("to be flushed", "v").unwrap();
+    store.keyspace().backup_to(store.beside("second")).unwrap();
+    for dir in dirs {
+        std::fs::remove_dir_all(store.path().join(dir)).unwrap();
+    }
+    store.keyspace().flush().unwrap_err();
+    let error = store.keyspace().backup_to(store.beside("third")).unwrap_err();
+    assert!(matches!(error, esker::Error::Poisoned { .. }), "{error}");
+    assert!(!store.beside("third").exists());
+}
+
 /// lsm-tree checks no byte of a version manifest; a link to a bad one would be a bad checkpoint.
 #[test]
 fn a_rotten_or_missing_manifest_is_not_linked_but_written() {
@@ -262,6 +311,7 @@ fn progress_is_called_in_every_phase_and_reaches_its_totals() {
     for phase in [Phase::Link, Phase::Copy, Phase::Verify] {
         let last = seen.iter().rfind(|p| p.phase == phase).unwrap();
         assert_eq!(last.files_done, last.files_total, "{last:?}");
+        assert!(last.bytes_total == 0 || last.bytes_done == last.bytes_total, "{last:?}");
     }
 }
 

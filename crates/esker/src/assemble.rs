@@ -1,11 +1,11 @@
 //! Builds a keyspace directory out of another one's files: what checkpoint and cold copy share.
 //!
 //! What must stay true: only files that nobody ever writes again are linked: tables, blob files,
-//! sealed segments, and version manifests that hold what they should (lsm-tree writes `v<N>` only
-//! before `current` names it, and numbers are not reused while the keyspace is open); `current`,
-//! CATALOG and CHECKPOINT are always new bytes; CHECKPOINT is written after everything it names,
-//! everything is synced before the directory gets its name, and whatever fails leaves neither the
-//! name nor the unfinished directory behind.
+//! sealed segments, and version manifests that hold what they should (a planned version is an
+//! installed one, and lsm-tree writes `v<N>` only before it is installed: see "What is linked" in
+//! docs/architecture.md); `current`, CATALOG and CHECKPOINT are always new bytes; CHECKPOINT is
+//! written after everything it names, everything is synced before the directory gets its name, and
+//! whatever fails leaves neither the name nor the unfinished directory behind.
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::catalog::{Catalog, Origin};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
-use crate::listing::{CheckpointHead, FileRecord, encode_checkpoint};
+use crate::listing::{CheckpointHead, FileRecord, How, Tally, encode_checkpoint};
 use crate::manifest::{self, Version};
-use crate::progress::{Progress, Tally};
+use crate::progress::Progress;
 use crate::transfer::{Placed, Transfer, Way, can_link, link_if_equal};
 
 /// Trees that are built at the same time. A directory takes one change at a time, and every tree has
@@ -54,7 +54,8 @@ pub(crate) struct Plan {
 /// What was built, and how.
 #[derive(Default)]
 pub(crate) struct Built {
-    pub(crate) tally: Tally,
+    /// Bytes of what was placed, version manifests not counted.
+    pub(crate) placed_bytes: u64,
     pub(crate) records: Vec<FileRecord>,
     /// What must be synced one by one if the filesystem is not synced at once.
     to_sync: Vec<PathBuf>,
@@ -135,14 +136,15 @@ impl Plan {
             }
             site.build_trees(report);
         });
-        site.parts
-            .lock()
-            .drain(..)
-            .try_for_each(|(_, part)| part.map(|part| built.append(part)))?;
+        let mut parts = std::mem::take(&mut *site.parts.lock());
+        parts.sort_by_key(|(at, _)| *at);
+        parts.into_iter().try_for_each(|(_, part)| part.map(|part| built.append(part)))?;
         for segment in &self.segments {
             built.append(site.place_segment(segment, report)?);
         }
-        report(site.progress());
+        let progress = site.progress();
+        report(progress);
+        built.placed_bytes = progress.bytes_done;
         Ok(built)
     }
 }
@@ -167,7 +169,7 @@ struct Site<'a> {
     /// The next tree that nobody has begun.
     next: AtomicUsize,
     failed: AtomicBool,
-    /// What was built of each tree, by its place in the plan.
+    /// What was built of each tree, and its place in the plan.
     parts: Mutex<Vec<(usize, Result<Built>)>>,
 }
 
@@ -210,9 +212,7 @@ impl<'a> Site<'a> {
             if part.is_err() {
                 self.failed.store(true, Ordering::Relaxed);
             }
-            let mut parts = self.parts.lock();
-            let place = parts.partition_point(|&(other, _)| other < at);
-            parts.insert(place, (at, part));
+            self.parts.lock().push((at, part));
         }
     }
 
@@ -247,7 +247,7 @@ impl<'a> Site<'a> {
     ) -> Result<()> {
         let way = Way::open(from, to.clone(), self.transfer)?;
         for (id, hash) in files {
-            let name = id.to_string();
+            let name = files::numbered(id);
             let placed = way.place(&name)?;
             self.note(built, to.join(name), placed, Identity::Hash(hash), report);
         }
@@ -321,19 +321,13 @@ impl<'a> Site<'a> {
         (placed, bytes): (Placed, u64),
         identity: Identity,
     ) {
-        built.tally.add(placed, bytes);
-        let how = match placed {
-            Placed::Linked => "linked",
-            Placed::Reflinked => "reflinked",
-            Placed::Copied => "copied",
-        };
         // Linked tables were synced when they were made; a segment's seal may not be yet.
         let (xxh3, chain, durable) = match identity {
             Identity::Hash(hash) => (Some(format!("{hash:032x}")), None, placed == Placed::Linked),
             Identity::Chain(chain) => (None, Some(format!("{chain:016x}")), false),
         };
         let name = relative(self.dir, &path);
-        built.records.push(FileRecord { path: name, bytes, xxh3, chain, how: how.to_owned() });
+        built.records.push(FileRecord { path: name, bytes, xxh3, chain, how: placed.into() });
         if !durable {
             built.to_sync.push(path);
         }
@@ -350,13 +344,12 @@ fn written(dir: &Path, path: &Path, bytes: &[u8]) -> FileRecord {
         bytes: bytes.len() as u64,
         xxh3: Some(format!("{:032x}", xxh3_128(bytes))),
         chain: None,
-        how: "written".to_owned(),
+        how: How::Written,
     }
 }
 
 impl Built {
     fn append(&mut self, part: Self) {
-        self.tally.append(&part.tally);
         self.records.extend(part.records);
         self.to_sync.extend(part.to_sync);
     }
@@ -374,17 +367,21 @@ impl Built {
                 checked.version.blobs.iter().map(|b| (files::blob(&tree, b.id), b.checksum));
             for (path, hash) in tables.chain(blobs) {
                 let name = relative(dir, &path);
-                let how = before.iter().find(|r| r.path == name).map_or("written", |r| &r.how);
+                let how = before.iter().find(|r| r.path == name).map_or(How::Written, |r| r.how);
                 self.records.push(FileRecord {
                     bytes: std::fs::metadata(&path).at("inspect", &path)?.len(),
                     path: name,
                     xxh3: Some(format!("{hash:032x}")),
                     chain: None,
-                    how: how.to_owned(),
+                    how,
                 });
             }
             let manifest = files::version(&tree, checked.version.id);
-            self.records.push(written(dir, &manifest, &checked.manifest));
+            let mut record = written(dir, &manifest, &checked.manifest);
+            if let Some(untouched) = before.iter().find(|r| r.path == record.path) {
+                record.how = untouched.how;
+            }
+            self.records.push(record);
             self.records.push(written(dir, &files::current(&tree), &checked.current));
             self.to_sync.extend([tree, manifest]);
         }
@@ -411,7 +408,7 @@ impl Built {
             }
             files::sync_dir(dir)?;
         }
-        Ok(self.tally)
+        Ok(Tally::of(&self.records))
     }
 }
 

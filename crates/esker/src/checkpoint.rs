@@ -23,6 +23,7 @@ use crate::assemble::{
     self, Built, Plan, PlannedSegment, PlannedTree, Unfinished, branch, check_target,
 };
 use crate::catalog::Catalog;
+use crate::commit::now_ms;
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 use crate::keyspace::{Keyspace, Shared};
@@ -178,7 +179,7 @@ impl<'a> CheckpointBuilder<'a> {
             taken.absorb(&shared, unfinished.path())?;
         }
         (self.progress)(Progress::begin(Phase::Sync, 0, 0));
-        let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, taken.left_out);
+        let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, now_ms(), taken.left_out);
         let tally = taken.built.seal(unfinished.path(), &taken.plan.catalog, &head)?;
         if self.verify {
             check_directory(unfinished.path(), &mut *self.progress)?;
@@ -253,7 +254,7 @@ impl<'a> CheckpointBuilder<'a> {
         shared.jobs.request(crate::jobs::Job::Tidy);
         if let Some(staging) = &staging {
             plan = plan.rebased(staging.path());
-            let begin = Progress::begin(Phase::Copy, 0, built.tally.bytes());
+            let begin = Progress::begin(Phase::Copy, 0, built.placed_bytes);
             built = plan.build(dir, self.transfer, begin, &mut *self.progress)?;
         }
         Ok(Taken { plan, built, seqno, freeze, pinned, left_out })

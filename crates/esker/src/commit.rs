@@ -74,8 +74,6 @@ pub(crate) struct Committer {
     jobs: Arc<Jobs>,
     /// A memtable beyond this is flushed.
     memtable_bytes_max: u64,
-    /// Bytes in all memtables, active and sealed.
-    pub(crate) memtable_bytes: AtomicU64,
     pub(crate) commits: AtomicU64,
     pub(crate) groups: AtomicU64,
 }
@@ -124,7 +122,6 @@ impl Committer {
             views,
             queue: Mutex::default(),
             closed: AtomicBool::new(false),
-            memtable_bytes: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
         }
@@ -296,15 +293,11 @@ impl Committer {
     }
 
     fn apply(&self, changes: &mut Vec<Change>, seqno: u64) {
-        let mut taken = 0;
         for Change { core, key, value } in changes.drain(..) {
-            let (bytes, full) = core.apply(key, value, seqno, self.memtable_bytes_max);
-            taken += bytes;
-            if full {
+            if core.apply(key, value, seqno, self.memtable_bytes_max) {
                 self.jobs.request(BackgroundJob::Flush(core.id));
             }
         }
-        self.memtable_bytes.fetch_add(taken, Ordering::Relaxed);
     }
 
     fn admit(&self, changes: &[Change]) -> Result<()> {

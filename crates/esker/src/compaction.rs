@@ -45,9 +45,7 @@ impl Shared {
         tree: &Tree,
         strategy: Strategy,
     ) -> Result<Compacted> {
-        let compacted = tree.compact(&self.views, strategy);
-        self.release_memory(tree.account().merged(|| tree.is_merging()));
-        let compacted = compacted?;
+        let compacted = tree.compact(&self.views, strategy)?;
         if compacted == Compacted::Something {
             self.compactions.fetch_add(1, Ordering::Relaxed);
             self.versions.refresh(core, tree, None);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::assemble::{self, Plan, PlannedSegment, PlannedTree, Unfinished, branch};
+use crate::commit::now_ms;
 use crate::error::Result;
 use crate::files::{self, KeyspaceLock};
 use crate::journal::reader::Tail;
@@ -113,7 +114,7 @@ pub fn cold_copy(
     let begin = Progress::begin(phase, 0, 0);
     let built = plan.build(unfinished.path(), transfer, begin, &mut *progress)?;
     progress(Progress::begin(Phase::Sync, 0, 0));
-    let head = CheckpointHead::new(&plan.catalog, seqno, Vec::new());
+    let head = CheckpointHead::new(&plan.catalog, seqno, now_ms(), Vec::new());
     let tally = built.seal(unfinished.path(), &plan.catalog, &head)?;
     if verify {
         check_directory(unfinished.path(), &mut *progress)?;

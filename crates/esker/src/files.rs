@@ -55,19 +55,28 @@ pub(crate) fn tables(tree: &Path) -> PathBuf {
     tree.join(TABLES)
 }
 pub(crate) fn table(tree: &Path, id: u64) -> PathBuf {
-    tables(tree).join(id.to_string())
+    tables(tree).join(numbered(id))
 }
 pub(crate) fn blobs(tree: &Path) -> PathBuf {
     tree.join(BLOBS)
 }
 pub(crate) fn blob(tree: &Path, id: u64) -> PathBuf {
-    blobs(tree).join(id.to_string())
+    blobs(tree).join(numbered(id))
 }
 pub(crate) fn current(tree: &Path) -> PathBuf {
     tree.join(CURRENT)
 }
 pub(crate) fn version(tree: &Path, id: u64) -> PathBuf {
     tree.join(format!("v{id}"))
+}
+
+/// A link that is made and removed to see whether it can be.
+pub(crate) fn probe(unfinished: &Path) -> PathBuf {
+    unfinished.join("probe")
+}
+/// The name of a table or blob file in its directory.
+pub(crate) fn numbered(id: u64) -> String {
+    id.to_string()
 }
 
 /// `journal/00000000000000000042.jnl`

@@ -41,7 +41,6 @@ impl Shared {
         };
         self.journal.sync(Durability::SyncData)?;
         tree.flush(&flushing, self.views.merge_threshold(boundary))?;
-        self.release_memory(tree.account().flushed(|| tree.is_merging()));
         self.versions.refresh(core, &tree, Some(boundary));
         drop(flushing);
         self.flushes.fetch_add(1, Ordering::Relaxed);
@@ -50,29 +49,24 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn release_memory(&self, bytes: u64) {
-        self.committer.memtable_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
     /// Flushes every partition.
     pub(crate) fn flush_all(&self) -> Result<()> {
         self.versions.current().values().try_for_each(|entry| self.flush_partition(&entry.core))
     }
 
-    /// Flushes the largest memtables until the write buffer is half empty, or has room for the
-    /// batch that waits.
+    /// Flushes the largest memtables until the write buffer is half empty and has room for the
+    /// batch that waits. What merges hold cannot be flushed and does not count.
     pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
-        let max = self.config.write_buffer_bytes_max;
+        let (buffer, max) = (&self.trees.buffer, self.config.write_buffer_bytes_max);
         let wanted = self.stall.wanted();
-        let enough = (max / 2).min(max.saturating_sub(wanted));
+        let enough = || buffer.unflushed() <= max / 2 && buffer.counted(max) + wanted <= max;
         let map = self.versions.current();
-        let mut largest: Vec<_> = map.values().collect();
-        largest.sort_by_key(|entry| std::cmp::Reverse(entry.tree.account().unflushed()));
-        // While merges hold memory, flushing the little that is left only makes small tables.
-        let worth = if wanted > 0 { 0 } else { enough / (4 * largest.len().max(1) as u64) };
-        for entry in largest {
-            let used = self.committer.memtable_bytes.load(Ordering::Relaxed);
-            if used <= enough || entry.tree.account().unflushed() < worth {
+        let unflushed = map.values().map(|entry| (entry.tree.account().unflushed(), entry));
+        // Read once: the sizes change while they are sorted.
+        let mut largest: Vec<_> = unflushed.filter(|(bytes, _)| *bytes > 0).collect();
+        largest.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (_, entry) in largest {
+            if enough() {
                 break;
             }
             self.flush_partition(&entry.core)?;

@@ -308,7 +308,6 @@ impl Shared {
             Arc::clone(&jobs),
             config.memtable_bytes,
         );
-        committer.memtable_bytes.store(recovered.memtable_bytes, Ordering::Relaxed);
         Self {
             path: config.path.clone(),
             root: recovered.root,
@@ -386,7 +385,7 @@ impl Shared {
             self.jobs.request(Job::Tidy);
         }
         let max = self.config.write_buffer_bytes_max;
-        if self.committer.memtable_bytes.load(Ordering::Relaxed) > max - max / 4 {
+        if self.trees.buffer.unflushed() > max - max / 4 {
             self.jobs.request(Job::Relieve);
         }
     }

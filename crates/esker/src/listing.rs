@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress::Moved;
+use crate::transfer::Placed;
 
 const CHECKPOINT_MAGIC: &str = "ESKER-CHECKPOINT";
 const CHECKPOINT_VERSION: u32 = 1;
@@ -26,8 +28,53 @@ pub(crate) struct FileRecord {
     pub(crate) xxh3: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chain: Option<String>,
-    /// `linked`, `reflinked`, `copied`, or `written` anew.
-    pub(crate) how: String,
+    pub(crate) how: How,
+}
+
+/// How a file of a checkpoint came there.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum How {
+    Linked,
+    Reflinked,
+    Copied,
+    /// Its bytes were made for the checkpoint.
+    Written,
+}
+
+impl From<Placed> for How {
+    fn from(placed: Placed) -> Self {
+        match placed {
+            Placed::Linked => Self::Linked,
+            Placed::Reflinked => Self::Reflinked,
+            Placed::Copied => Self::Copied,
+        }
+    }
+}
+
+/// The ways of all files together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) linked: Moved,
+    pub(crate) reflinked: Moved,
+    pub(crate) copied: Moved,
+}
+
+impl Tally {
+    pub(crate) fn of(records: &[FileRecord]) -> Self {
+        let mut tally = Self::default();
+        for record in records {
+            let moved = match record.how {
+                How::Linked => &mut tally.linked,
+                How::Reflinked => &mut tally.reflinked,
+                How::Copied => &mut tally.copied,
+                How::Written => continue,
+            };
+            moved.files += 1;
+            moved.bytes += record.bytes;
+        }
+        tally
+    }
 }
 
 /// The CHECKPOINT file without its list.
@@ -42,15 +89,20 @@ pub(crate) struct CheckpointHead {
 }
 
 impl CheckpointHead {
-    /// The head for what `catalog` describes, as of now.
-    pub(crate) fn new(catalog: &Catalog, seqno: u64, left_out: Vec<String>) -> Self {
+    /// The head for what `catalog` describes.
+    pub(crate) fn new(
+        catalog: &Catalog,
+        seqno: u64,
+        created_ms: u64,
+        left_out: Vec<String>,
+    ) -> Self {
         let mut partitions: Vec<_> = catalog.partitions.iter().map(|p| p.name.clone()).collect();
         partitions.sort();
         Self {
             uuid: format!("{:032x}", catalog.uuid),
             timeline: format!("{:032x}", catalog.timeline),
             seqno,
-            created_ms: crate::commit::now_ms(),
+            created_ms,
             partitions,
             left_out,
         }

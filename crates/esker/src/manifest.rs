@@ -3,7 +3,7 @@
 //! lsm-tree trusts both blindly (a flipped bit in `current` can roll a tree back, and opening it
 //! then deletes the newer tables), so every open, copy and verify goes through `check` first. The
 //! layouts are those of lsm-tree 3.1.10 and the crate `sfa` 1.0; docs/format.md retells them.
-//! Checkpoints write manifests anew with `encode`, byte for byte what lsm-tree would write.
+//! Checkpoints `encode` manifests, byte for byte what lsm-tree would write.
 
 use std::fs::File;
 use std::io::{Cursor, Write};

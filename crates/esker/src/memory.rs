@@ -1,18 +1,17 @@
-//! What the memtables of one tree take in memory, and until when.
+//! What memtables take in memory, and until when: the write buffer and each tree's account in it.
 //!
-//! What must stay true: every byte that was charged is given back exactly once. A memtable that was
-//! flushed stays on the account for as long as somebody holds it while a merge of its tree runs: a
-//! merge keeps the memtables that were there when it began, and the writers that wait for it cannot
-//! wait for ever. It does not stay longer: iterators hold memtables, too, and a writer must never
+//! What must stay true: every byte that is charged is given back exactly once. A merge keeps the
+//! memtables that were there when it began, so what is flushed meanwhile stays on the account until
+//! the merge has ended: it is *held*. Memory that readers keep is on no account: a writer must never
 //! wait for an iterator, which may be its own.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// A node of lsm-tree's skip list: key and value of 24 bytes each, number and kind, 16 bytes of
-/// counters, two links on average, and the allocator's header.
+/// About a node of lsm-tree's skip list: key and value of 24 bytes each, number and kind, height,
+/// two links on average, and what the allocator adds.
 const NODE_BYTES: u64 = 112;
 /// Keys and values up to this length lie in the node.
 const INLINE_BYTES: usize = 20;
@@ -27,86 +26,129 @@ pub(crate) fn entry_bytes(key: &[u8], value: Option<&[u8]>) -> u64 {
     NODE_BYTES + heap(key) + value.map_or(0, heap)
 }
 
-/// The account of one tree. `M` is a memtable.
-pub(crate) struct Account<M> {
-    active: AtomicU64,
-    sealed: Mutex<Sealed<M>>,
+/// The memtables of all trees together.
+#[derive(Default)]
+pub(crate) struct WriteBuffer {
+    used: AtomicU64,
+    held: AtomicU64,
 }
 
-struct Sealed<M> {
-    /// Not in tables yet.
-    unflushed: Vec<(Weak<M>, u64)>,
-    /// In tables, and held by a merge.
-    held: Vec<(Weak<M>, u64)>,
-}
+impl WriteBuffer {
+    /// Everything, what merges hold included.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
 
-impl<M> Default for Account<M> {
-    fn default() -> Self {
-        let sealed = Sealed { unflushed: Vec::new(), held: Vec::new() };
-        Self { active: AtomicU64::new(0), sealed: Mutex::new(sealed) }
+    /// What flushing can free.
+    pub(crate) fn unflushed(&self) -> u64 {
+        self.used().saturating_sub(self.held.load(Ordering::Relaxed))
+    }
+
+    /// What counts against a limit of `max` bytes: merges may take up to half of it, however much
+    /// they hold, so that writers never wait for the end of a merge.
+    pub(crate) fn counted(&self, max: u64) -> u64 {
+        let held = self.held.load(Ordering::Relaxed);
+        self.unflushed() + held.min(max / 2)
     }
 }
 
-impl<M> Account<M> {
+/// The account of one tree.
+pub(crate) struct Account {
+    buffer: Arc<WriteBuffer>,
+    active: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many memtables were sealed so far: the number of the active one.
+    sealed: u64,
+    /// Number and bytes of those that are not in tables yet.
+    unflushed: Vec<(u64, u64)>,
+    /// A merge runs and keeps memtables up to this number.
+    merge_holds: Option<u64>,
+    /// Bytes of those that are in tables by now.
+    held: u64,
+}
+
+impl Account {
+    pub(crate) fn new(buffer: Arc<WriteBuffer>) -> Self {
+        Self { buffer, active: AtomicU64::new(0), state: Mutex::default() }
+    }
+
     /// Charges the active memtable; returns what it takes now.
     pub(crate) fn charge(&self, bytes: u64) -> u64 {
-        self.active.fetch_add(bytes, Ordering::AcqRel) + bytes
+        self.buffer.used.fetch_add(bytes, Ordering::Relaxed);
+        self.active.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
     pub(crate) fn active(&self) -> u64 {
-        self.active.load(Ordering::Acquire)
+        self.active.load(Ordering::Relaxed)
     }
 
     /// What a flush would free.
     pub(crate) fn unflushed(&self) -> u64 {
-        self.active() + sum(&self.sealed.lock().unflushed)
+        self.active() + sum(&self.state.lock().unflushed)
     }
 
-    /// Everything.
+    /// Everything, what a merge holds included.
     pub(crate) fn total(&self) -> u64 {
-        let sealed = self.sealed.lock();
-        self.active() + sum(&sealed.unflushed) + sum(&sealed.held)
+        let state = self.state.lock();
+        self.active() + sum(&state.unflushed) + state.held
     }
 
     /// The active memtable was sealed; another one has taken its place.
-    pub(crate) fn seal(&self, memtable: &Arc<M>) {
-        let bytes = self.active.swap(0, Ordering::AcqRel);
-        self.sealed.lock().unflushed.push((Arc::downgrade(memtable), bytes));
+    pub(crate) fn seal(&self) {
+        let mut state = self.state.lock();
+        let sealed = (state.sealed, self.active.swap(0, Ordering::Relaxed));
+        state.unflushed.push(sealed);
+        state.sealed += 1;
     }
 
-    /// Every sealed memtable is in tables. Returns the bytes that are free now; `merging` tells
-    /// whether a merge of the tree runs.
-    pub(crate) fn flushed(&self, merging: impl FnOnce() -> bool) -> u64 {
-        let mut sealed = self.sealed.lock();
-        let flushed = std::mem::take(&mut sealed.unflushed);
-        sealed.held.extend(flushed);
-        sealed.sweep(merging())
+    /// Every sealed memtable is in tables.
+    pub(crate) fn flushed(&self) {
+        let mut state = self.state.lock();
+        let upto = state.merge_holds;
+        for (number, bytes) in std::mem::take(&mut state.unflushed) {
+            if upto.is_some_and(|upto| number <= upto) {
+                state.held += bytes;
+                self.buffer.held.fetch_add(bytes, Ordering::Relaxed);
+            } else {
+                self.buffer.used.fetch_sub(bytes, Ordering::Relaxed);
+            }
+        }
     }
 
-    /// A merge has ended.
-    pub(crate) fn merged(&self, merging: impl FnOnce() -> bool) -> u64 {
-        self.sealed.lock().sweep(merging())
+    /// A merge begins, and nothing is sealed before it has chosen its inputs. One at a time.
+    pub(crate) fn begin_merge(&self) {
+        let mut state = self.state.lock();
+        state.merge_holds = Some(state.sealed);
     }
 
-    /// The tree was cleared or dropped: nobody waits for its memory any more.
-    pub(crate) fn close(&self) -> u64 {
-        let mut sealed = self.sealed.lock();
-        let all = sum(&sealed.unflushed) + sum(&sealed.held);
-        sealed.unflushed.clear();
-        sealed.held.clear();
-        all + self.active.swap(0, Ordering::AcqRel)
+    /// The merge has ended, one way or another.
+    pub(crate) fn end_merge(&self) {
+        let mut state = self.state.lock();
+        state.merge_holds = None;
+        self.give_back_held(&mut state);
+    }
+
+    /// The tree was cleared or dropped: what it holds waits for readers alone.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        let unflushed = sum(&state.unflushed) + self.active.swap(0, Ordering::Relaxed);
+        state.unflushed.clear();
+        self.buffer.used.fetch_sub(unflushed, Ordering::Relaxed);
+        self.give_back_held(&mut state);
+    }
+
+    fn give_back_held(&self, state: &mut State) {
+        let held = std::mem::take(&mut state.held);
+        self.buffer.held.fetch_sub(held, Ordering::Relaxed);
+        self.buffer.used.fetch_sub(held, Ordering::Relaxed);
     }
 }
 
-impl<M> Sealed<M> {
-    fn sweep(&mut self, merging: bool) -> u64 {
-        let before = sum(&self.held);
-        self.held.retain(|(memtable, _)| merging && memtable.strong_count() > 0);
-        before - sum(&self.held)
-    }
-}
-
-fn sum<M>(memtables: &[(Weak<M>, u64)]) -> u64 {
+fn sum(memtables: &[(u64, u64)]) -> u64 {
     memtables.iter().map(|(_, bytes)| bytes).sum()
 }
 
@@ -114,22 +156,63 @@ fn sum<M>(memtables: &[(Weak<M>, u64)]) -> u64 {
 mod tests {
     use super::*;
 
+    fn account() -> (Arc<WriteBuffer>, Account) {
+        let buffer = Arc::new(WriteBuffer::default());
+        (Arc::clone(&buffer), Account::new(buffer))
+    }
+
     #[test]
-    fn what_a_merge_holds_is_given_back_when_the_merge_ends_and_only_once() {
-        let account = Account::default();
-        assert_eq!(account.charge(10) + account.charge(5), 25);
-        let (held, free) = (Arc::new(1), Arc::new(2));
-        account.seal(&held);
-        account.charge(7);
-        account.seal(&free);
-        drop(free);
+    fn a_merge_holds_the_memtables_that_were_there_when_it_began_and_no_others() {
+        let (buffer, account) = account();
         account.charge(1);
-        assert_eq!((account.active(), account.unflushed(), account.total()), (1, 23, 23));
-        assert_eq!(account.flushed(|| true), 7, "only what nobody holds");
-        assert_eq!((account.unflushed(), account.total()), (1, 16));
-        assert_eq!(account.merged(|| false), 15, "held by an iterator, which nobody waits for");
-        assert_eq!(account.merged(|| false), 0);
-        assert_eq!((account.close(), account.total()), (1, 0));
+        account.seal();
+        account.charge(2);
+        account.begin_merge();
+        account.charge(4);
+        account.seal();
+        account.charge(8);
+        account.seal();
+        account.charge(16);
+        account.flushed();
+        assert_eq!((account.unflushed(), account.total()), (16, 16 + 1 + 2 + 4));
+        assert_eq!((buffer.used(), buffer.unflushed()), (23, 16));
+        account.end_merge();
+        assert_eq!((buffer.used(), buffer.unflushed(), account.total()), (16, 16, 16));
+        account.seal();
+        account.flushed();
+        assert_eq!((buffer.used(), account.total()), (0, 0));
+    }
+
+    #[test]
+    fn a_dropped_tree_gives_everything_back_once_whatever_ends_afterwards() {
+        let (buffer, account) = account();
+        for bytes in [1, 2, 4] {
+            account.charge(bytes);
+            account.begin_merge();
+            account.seal();
+            account.flushed();
+        }
+        account.charge(8);
+        account.seal();
+        account.charge(16);
+        account.close();
+        assert_eq!((buffer.used(), buffer.unflushed(), account.total()), (0, 0, 0));
+        account.flushed();
+        account.end_merge();
+        account.close();
+        assert_eq!((buffer.used(), buffer.unflushed()), (0, 0));
+    }
+
+    #[test]
+    fn merges_never_count_for_more_than_half_of_the_buffer() {
+        let (buffer, account) = account();
+        account.charge(90);
+        account.begin_merge();
+        account.seal();
+        account.flushed();
+        account.charge(10);
+        assert_eq!((buffer.used(), buffer.counted(100)), (100, 60));
+        assert_eq!(buffer.counted(1000), 100);
     }
 
     #[test]

@@ -53,19 +53,18 @@ impl PartitionCore {
         Arc::clone(&seen.unwrap_or(&generations[0]).tree)
     }
 
-    /// Applies one change of a committed batch; returns the bytes it takes in memory, and whether
-    /// the memtable has just outgrown `memtable_bytes`.
+    /// Applies one change of a committed batch; true when the memtable has just outgrown
+    /// `memtable_bytes`.
     pub(crate) fn apply(
         &self,
         key: Slice,
         value: Option<Slice>,
         seqno: u64,
         memtable_bytes: u64,
-    ) -> (u64, bool) {
+    ) -> bool {
         let generations = self.generations.read();
         let tree = &generations.last().expect("a partition has a tree").tree;
-        let (bytes, total) = tree.apply(key, value, seqno);
-        (bytes, total >= memtable_bytes && tree.ask_for_flush())
+        tree.apply(key, value, seqno) >= memtable_bytes && tree.ask_for_flush()
     }
 
     /// Commit `since` cleared the partition: later commits go to `tree`.

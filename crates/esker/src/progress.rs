@@ -2,8 +2,6 @@
 
 use serde::Serialize;
 
-use crate::transfer::Placed;
-
 /// What long work is doing.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,40 +46,4 @@ pub struct Moved {
     pub files: u64,
     /// Their length in bytes.
     pub bytes: u64,
-}
-
-/// The ways of all files together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) linked: Moved,
-    pub(crate) reflinked: Moved,
-    pub(crate) copied: Moved,
-}
-
-impl Tally {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.linked.bytes + self.reflinked.bytes + self.copied.bytes
-    }
-
-    pub(crate) fn append(&mut self, other: &Self) {
-        let pairs = [
-            (&mut self.linked, other.linked),
-            (&mut self.reflinked, other.reflinked),
-            (&mut self.copied, other.copied),
-        ];
-        for (moved, more) in pairs {
-            moved.files += more.files;
-            moved.bytes += more.bytes;
-        }
-    }
-
-    pub(crate) fn add(&mut self, placed: Placed, bytes: u64) {
-        let moved = match placed {
-            Placed::Linked => &mut self.linked,
-            Placed::Reflinked => &mut self.reflinked,
-            Placed::Copied => &mut self.copied,
-        };
-        moved.files += 1;
-        moved.bytes += bytes;
-    }
 }

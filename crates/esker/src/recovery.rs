@@ -33,7 +33,6 @@ pub(crate) struct Recovered {
     pub(crate) journal: Arc<Journal>,
     pub(crate) versions: Versions,
     pub(crate) trees: tree::Shared,
-    pub(crate) memtable_bytes: u64,
     pub(crate) lock: KeyspaceLock,
     pub(crate) view: Option<TempDir>,
     /// Segments and bytes of the journal that was found.
@@ -108,7 +107,6 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         journal: Arc::new(journal),
         versions,
         trees: replay.trees,
-        memtable_bytes: 0,
         lock,
         view: None,
         replayed_journal: (0, 0),
@@ -236,7 +234,6 @@ fn open_view(config: &Config) -> Result<Recovered> {
     let prepared = Journal::prepare(&root, identity, id, 0, now_ms())?;
     let versions = replay.finish(&mut catalog, &plan);
     let journal = Journal::begin(&root, identity, 0, prepared, plan.last_seqno, plan.last_time_ms);
-    let memtable_bytes = replay.memtable_bytes();
     let replayed_journal = (scans.len() as u64, scans.iter().map(|scan| scan.end).sum());
     let (journal, trees) = (Arc::new(journal), replay.trees);
     Ok(Recovered {
@@ -245,7 +242,6 @@ fn open_view(config: &Config) -> Result<Recovered> {
         journal,
         versions,
         trees,
-        memtable_bytes,
         lock,
         view: Some(view),
         replayed_journal,

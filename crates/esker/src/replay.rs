@@ -203,11 +203,6 @@ impl<'a> Replay<'a> {
         versions
     }
 
-    /// Bytes that replay left in memory.
-    pub(crate) fn memtable_bytes(&self) -> u64 {
-        self.live.values().map(|target| target.tree.account().active()).sum()
-    }
-
     /// Removes the trees that clears and drops left behind. CATALOG no longer names them.
     pub(crate) fn remove_superseded(&mut self) {
         for target in self.live.values() {
@@ -225,7 +220,6 @@ impl Replayed {
         let flushing = self.tree.lock_flushing();
         self.tree.rotate();
         self.tree.flush(&flushing, newest + 1)?;
-        self.tree.account().flushed(|| false);
         Ok(())
     }
 }

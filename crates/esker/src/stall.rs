@@ -142,9 +142,9 @@ impl Shared {
     fn take_room(&self, bytes: u64) -> (Option<Room<'_>>, Pressure) {
         let room = Room { shared: self, bytes };
         let before = self.stall.reserved.fetch_add(bytes, Ordering::Relaxed);
-        let used = before + self.committer.memtable_bytes.load(Ordering::Relaxed);
-        let max = self.config.write_buffer_bytes_max;
-        let full = used > 0 && used + bytes > max;
+        let (buffer, max) = (&self.trees.buffer, self.config.write_buffer_bytes_max);
+        let used = before + buffer.counted(max);
+        let full = before + buffer.unflushed() > 0 && used + bytes > max;
         let memory = if full { Pressure::Stop } else { level(used, max - max / 8, max) };
         let pressure = memory.max(self.tables_pressure.load());
         ((pressure < Pressure::Stop).then_some(room), pressure)

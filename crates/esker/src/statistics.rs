@@ -25,7 +25,7 @@ pub struct Statistics {
     pub journal_segments: u64,
     /// Their size in bytes, preallocated space not counted.
     pub journal_bytes: u64,
-    /// Bytes in memory that are not in tables yet.
+    /// Bytes in memtables, as they lie in memory: not in tables yet, or held by a compaction.
     pub memtable_bytes: u64,
     /// Memtables waiting to be flushed.
     pub sealed_memtables: u64,
@@ -63,7 +63,7 @@ pub struct PartitionStatistics {
     pub l0_runs: u64,
     /// Bytes of data blocks and separated values on disk; index and filter blocks not counted.
     pub disk_bytes: u64,
-    /// Bytes in its memtables.
+    /// Bytes in its memtables, as they lie in memory, those that a compaction holds included.
     pub memtable_bytes: u64,
     /// Entries, overwritten and removed ones included.
     pub approximate_len: u64,
@@ -95,7 +95,7 @@ impl Statistics {
             journal_syncs: shared.journal.syncs(),
             journal_segments,
             journal_bytes,
-            memtable_bytes: load(&shared.committer.memtable_bytes),
+            memtable_bytes: shared.trees.buffer.used(),
             sealed_memtables: map.values().map(|e| e.tree.sealed_memtables() as u64).sum(),
             flushes: load(&shared.flushes),
             compactions: load(&shared.compactions),

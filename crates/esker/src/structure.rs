@@ -104,7 +104,7 @@ impl Shared {
         let tree = self.create_tree(tree_id, &core.options)?;
         catalog.next_tree = tree_id + 1;
         let old = core.tree();
-        let released = {
+        let logged = {
             let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
             let tree = Arc::clone(&tree);
             self.committer.between(move |turn| {
@@ -112,10 +112,11 @@ impl Shared {
                 let seqno = turn.log(&items::clear(core.id), core.id)?;
                 core.begin_generation(seqno, Arc::clone(&tree));
                 versions.put(&core, &tree, seqno);
-                Ok(old.account().close())
+                old.account().close();
+                Ok(())
             })
         };
-        self.release_memory(released.inspect_err(|_| tree.doom())?);
+        logged.inspect_err(|_| tree.doom())?;
         self.write_catalog(&mut catalog, |_| {})?;
         drop(catalog);
         drop(core.retire_generations(self.views.oldest()));
@@ -127,16 +128,17 @@ impl Shared {
         let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         let Some(core) = self.find_partition(name) else { return Ok(false) };
-        let released = {
+        let logged = {
             let (core, versions) = (Arc::clone(&core), Arc::clone(&self.versions));
             self.committer.between(move |turn: &Turn<'_>| {
                 turn.log(&items::drop_partition(core.id), core.id)?;
                 core.mark_dropped();
                 versions.remove(core.id);
-                Ok(core.tree().account().close())
+                core.tree().account().close();
+                Ok(())
             })
         };
-        self.release_memory(released?);
+        logged?;
         self.write_catalog(&mut catalog, |_| {})?;
         core.doom();
         Ok(true)

@@ -11,14 +11,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
-use serde::Serialize;
 
 use crate::error::{Error, IoContext, Result};
-use crate::files::{create_file, remove_if_present};
+use crate::files::{create_file, probe, remove_if_present};
 
 /// How a file reached its new name.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// The same inode under a second name.
     Linked,
@@ -89,7 +87,7 @@ impl Way {
 }
 
 /// Gives `source` a second name if it holds exactly `bytes`. False, with nothing made, if it does
-/// not, is gone, or cannot be linked: the caller writes the bytes.
+/// not, is gone, or cannot be linked or read: the caller writes the bytes, which is as good.
 pub(crate) fn link_if_equal(source: &Path, target: &Path, bytes: &[u8]) -> bool {
     fs::read(source).is_ok_and(|found| found == bytes) && fs::hard_link(source, target).is_ok()
 }
@@ -98,7 +96,7 @@ pub(crate) fn link_if_equal(source: &Path, target: &Path, bytes: &[u8]) -> bool 
 /// mounts of one device, nor on filesystems without links. Asks with a link to `source`, an immutable
 /// file. That this one file has all the links it can have says nothing of the others.
 pub(crate) fn can_link(source: &Path, dir: &Path) -> Result<bool> {
-    let target = dir.join("probe");
+    let target = probe(dir);
     match rustix::fs::link(source, &target) {
         Ok(()) => remove_if_present(&target).map(|()| true),
         Err(Errno::MLINK) => Ok(true),

@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::journal::items::KEY_LEN_MAX;
 use crate::manifest::{BlobEntry, TableEntry, Version};
-use crate::memory::{Account, entry_bytes};
+use crate::memory::{Account, WriteBuffer, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
 use crate::views::Views;
 
@@ -54,6 +54,7 @@ pub(crate) struct Shared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
     closed: Arc<AtomicBool>,
+    pub(crate) buffer: Arc<WriteBuffer>,
 }
 
 impl Shared {
@@ -62,6 +63,7 @@ impl Shared {
             cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
             descriptors: Arc::new(DescriptorTable::new(OPEN_FILES)),
             closed: Arc::new(AtomicBool::new(false)),
+            buffer: Arc::default(),
         }
     }
 
@@ -107,8 +109,7 @@ pub(crate) struct Tree {
     /// Reads below this number may miss values that a merge dropped.
     gc_floor: AtomicU64,
     l0_runs: AtomicU64,
-    /// What the memtables take. Whoever frees bytes gives them back to the write buffer.
-    account: Account<Memtable>,
+    account: Account,
     /// A flush was asked for since the last seal.
     flush_asked: AtomicBool,
     /// Above every blob file that was ever installed; lsm-tree reuses no number.
@@ -125,6 +126,15 @@ struct Choosing<'a>(&'a Mutex<bool>);
 impl Drop for Choosing<'_> {
     fn drop(&mut self) {
         *self.0.lock() = false;
+    }
+}
+
+/// Gives back what a compaction held, whatever way it ends.
+struct Merge<'a>(&'a Account);
+
+impl Drop for Merge<'_> {
+    fn drop(&mut self) {
+        self.0.end_merge();
     }
 }
 
@@ -157,7 +167,7 @@ impl Tree {
             gate: Mutex::new(false),
             gc_floor: AtomicU64::new(0),
             l0_runs: AtomicU64::new(0),
-            account: Account::default(),
+            account: Account::new(Arc::clone(&shared.buffer)),
             flush_asked: AtomicBool::new(false),
             next_blob: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
@@ -213,24 +223,20 @@ impl Tree {
 
 /// Writing.
 impl Tree {
-    /// Adds an entry to the active memtable; returns its size in memory and the memtable's.
-    pub(crate) fn apply(&self, key: Slice, value: Option<Slice>, seqno: u64) -> (u64, u64) {
+    /// Adds an entry to the active memtable; returns what that takes in memory now.
+    pub(crate) fn apply(&self, key: Slice, value: Option<Slice>, seqno: u64) -> u64 {
         let bytes = entry_bytes(&key, value.as_deref());
         let item = match value {
             Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
             None => InternalValue::new_tombstone(key, seqno),
         };
         self.active.read().insert(item);
-        (bytes, self.account.charge(bytes))
+        self.account.charge(bytes)
     }
 
-    pub(crate) fn account(&self) -> &Account<Memtable> {
+    /// What the memtables take.
+    pub(crate) fn account(&self) -> &Account {
         &self.account
-    }
-
-    /// A merge runs. What one has held is free when it has ended.
-    pub(crate) fn is_merging(&self) -> bool {
-        self.compacting.is_locked()
     }
 
     pub(crate) fn sealed_memtables(&self) -> usize {
@@ -271,8 +277,8 @@ impl Tree {
     pub(crate) fn rotate(&self) {
         let sealed = self.tree.rotate_memtable();
         *self.active.write() = self.tree.active_memtable();
-        if let Some(sealed) = sealed {
-            self.account.seal(&sealed);
+        if sealed.is_some() {
+            self.account.seal();
         }
         self.flush_asked.store(false, Ordering::Release);
     }
@@ -287,7 +293,9 @@ impl Tree {
     pub(crate) fn flush(&self, _flushing: &MutexGuard<'_, ()>, threshold: u64) -> Result<()> {
         if self.tree.sealed_memtable_count() == 0 {
             // An earlier attempt may have installed tables and failed behind that.
-            return self.collect();
+            self.collect()?;
+            self.account.flushed();
+            return Ok(());
         }
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
         let before = self.tree.current_version().id();
@@ -303,18 +311,22 @@ impl Tree {
             self.remove_leftovers(before, first_new_table);
         }
         flushed?;
-        self.collect()
+        self.collect()?;
+        self.account.flushed();
+        Ok(())
     }
 
     /// One round of compaction, if the tree wants one.
     pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
         let compacting = self.compacting.lock();
         let choosing = Choosing(&self.gate);
+        let merge = Merge(&self.account);
         let threshold = {
             // A flush that sealed before this moment holds nothing newer than what is visible; one
             // that seals later waits at the gate until the inputs are fixed.
             let mut gate = self.gate.lock();
             *gate = true;
+            self.account.begin_merge();
             views.merge_threshold(views.visible())
         };
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
@@ -337,6 +349,7 @@ impl Tree {
         {
             self.remove_leftovers(before, first_new_table);
         }
+        drop(merge);
         drop(compacting);
         result?;
         self.collect()?;

@@ -302,13 +302,18 @@ impl Journal {
         Ok(())
     }
 
-    /// Syncs if more than `bytes` of the active segment are not known to be durable.
+    /// Syncs if more than `bytes` of the journal are not known to be durable.
     pub(crate) fn sync_if_beyond(&self, bytes: u64) -> Result<()> {
-        let unsynced = {
-            let Active { file, end, .. } = &self.state.lock().active;
+        self.check_poison()?;
+        let unsynced = |file: &SegmentFile, end: u64| {
             end.saturating_sub(file.synced_len.load(Ordering::Acquire))
         };
-        if unsynced > bytes { self.sync(Durability::SyncData) } else { Ok(()) }
+        let total = {
+            let State { active, retired, .. } = &*self.state.lock();
+            let retired: u64 = retired.iter().map(|r| unsynced(&r.file, r.end)).sum();
+            retired + unsynced(&active.file, active.end)
+        };
+        if total > bytes { self.sync(Durability::SyncData) } else { Ok(()) }
     }
 
     /// Ends the active segment and goes on in the prepared one. Only the leader calls this.
@@ -321,6 +326,7 @@ impl Journal {
 
     /// Syncs and seals every segment that was swapped out.
     pub(crate) fn seal_retired(&self) -> Result<()> {
+        self.check_poison()?;
         if self.state.lock().retired.is_empty() {
             return Ok(());
         }

@@ -402,3 +402,30 @@ fn a_crash_image_is_what_was_handed_to_the_operating_system() {
     let image = crash_image(&store.path());
     assert_eq!(open_content(&image.path().join("keyspace")), store.content());
 }
+
+/// What replay put into a tree that the same journal clears is not waited for by any flush.
+#[test]
+fn replaying_a_clear_leaves_no_memory_on_the_account() {
+    for read_only in [false, true] {
+        let store = Store::new();
+        let p = store.partition("p");
+        let catalog = fs::read(store.path().join("CATALOG")).unwrap();
+        fill(&p, 500);
+        // Keeps the cleared tree on disk.
+        let view = store.keyspace().snapshot();
+        p.clear().unwrap();
+        p.insert("after", "the clear").unwrap();
+        // As if the crash had come between the frame of the clear and the new CATALOG.
+        let image = crash_image(&store.path());
+        let path = image.path().join("keyspace");
+        drop(view);
+        fs::write(path.join("CATALOG"), catalog).unwrap();
+        let keyspace = Config::new(&path).read_only(read_only).open().unwrap();
+        let p = keyspace.open_partition("p").unwrap().unwrap();
+        assert_eq!((p.len().unwrap(), p.contains_key("after").unwrap()), (1, true));
+        let statistics = keyspace.statistics();
+        let of_partition = statistics.partitions[0].memtable_bytes;
+        assert_eq!(statistics.memtable_bytes, of_partition, "read-only: {read_only}");
+        assert!(if read_only { of_partition < 1000 } else { of_partition == 0 }, "{statistics:?}");
+    }
+}

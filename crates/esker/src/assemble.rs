@@ -7,6 +7,7 @@
 //! written after everything it names, everything is synced before the directory gets its name, and
 //! whatever fails leaves neither the name nor the unfinished directory behind.
 
+use std::collections::HashMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -357,7 +358,8 @@ impl Built {
     /// Lists the directory anew after its journal was absorbed into its tables: only what was
     /// there before keeps the way it came.
     pub(crate) fn relist(&mut self, dir: &Path, catalog: &Catalog) -> Result<()> {
-        let before = std::mem::take(&mut self.records);
+        let before = std::mem::take(&mut self.records).into_iter();
+        let before: HashMap<_, _> = before.map(|record| (record.path, record.how)).collect();
         self.to_sync.retain(|path| path.exists());
         for entry in &catalog.partitions {
             let tree = files::tree(dir, entry.tree);
@@ -367,7 +369,7 @@ impl Built {
                 checked.version.blobs.iter().map(|b| (files::blob(&tree, b.id), b.checksum));
             for (path, hash) in tables.chain(blobs) {
                 let name = relative(dir, &path);
-                let how = before.iter().find(|r| r.path == name).map_or(How::Written, |r| r.how);
+                let how = before.get(&name).copied().unwrap_or(How::Written);
                 self.records.push(FileRecord {
                     bytes: std::fs::metadata(&path).at("inspect", &path)?.len(),
                     path: name,
@@ -378,8 +380,8 @@ impl Built {
             }
             let manifest = files::version(&tree, checked.version.id);
             let mut record = written(dir, &manifest, &checked.manifest);
-            if let Some(untouched) = before.iter().find(|r| r.path == record.path) {
-                record.how = untouched.how;
+            if let Some(how) = before.get(&record.path) {
+                record.how = *how;
             }
             self.records.push(record);
             self.records.push(written(dir, &files::current(&tree), &checked.current));

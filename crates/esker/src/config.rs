@@ -73,9 +73,9 @@ impl Config {
     }
 
     /// Memory for entries that are not in tables yet, all partitions together, in bytes; default
-    /// 256 MiB, at least `memtable_bytes`. An entry takes some 110 bytes beside its key and value.
-    /// Writers wait rather than exceed it; what a compaction holds of it while it runs counts for
-    /// at most half.
+    /// 256 MiB, at least `memtable_bytes`. An entry takes 110 to 180 bytes beside its key and value.
+    /// Writers wait rather than exceed it. What compactions hold of it while they run counts for at
+    /// most half; anything above that comes on top.
     pub fn write_buffer_bytes_max(mut self, bytes: u64) -> Self {
         self.write_buffer_bytes_max = bytes;
         self

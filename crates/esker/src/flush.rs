@@ -59,7 +59,10 @@ impl Shared {
     pub(crate) fn relieve_write_buffer(&self) -> Result<()> {
         let (buffer, max) = (&self.trees.buffer, self.config.write_buffer_bytes_max);
         let wanted = self.stall.wanted();
-        let enough = || buffer.unflushed() <= max / 2 && buffer.counted(max) + wanted <= max;
+        let enough = || {
+            let (unflushed, room) = (buffer.unflushed(), buffer.room(max));
+            unflushed <= room / 2 && unflushed + wanted <= room
+        };
         let map = self.versions.current();
         let unflushed = map.values().map(|entry| (entry.tree.account().unflushed(), entry));
         // Read once: the sizes change while they are sorted.

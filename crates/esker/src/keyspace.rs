@@ -11,7 +11,7 @@
 //!  7. `Versions::updating`, `PartitionCore::generations`, lsm-tree's own locks
 //!  8. `Journal::syncing`
 //!  9. `Journal::state`
-//! 10. leaves: the queue's mutex, jobs, views, stall
+//! 10. leaves: the queue's mutex, jobs, views, stall, accounts of memory
 //!
 //! Closures run by the leader hold number 6 and so may take 7 to 10 only.
 
@@ -379,13 +379,13 @@ impl Shared {
         self.lock.lock().clone()
     }
 
-    /// After every commit: two loads, and a request when something is due.
+    /// After every commit: three loads, and a request when something is due.
     pub(crate) fn after_commit(&self) {
         if self.journal.take_hint() {
             self.jobs.request(Job::Tidy);
         }
-        let max = self.config.write_buffer_bytes_max;
-        if self.trees.buffer.unflushed() > max - max / 4 {
+        let room = self.trees.buffer.room(self.config.write_buffer_bytes_max);
+        if self.trees.buffer.unflushed() > room - room / 4 {
             self.jobs.request(Job::Relieve);
         }
     }

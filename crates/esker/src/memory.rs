@@ -29,26 +29,26 @@ pub(crate) fn entry_bytes(key: &[u8], value: Option<&[u8]>) -> u64 {
 /// The memtables of all trees together.
 #[derive(Default)]
 pub(crate) struct WriteBuffer {
-    used: AtomicU64,
+    unflushed: AtomicU64,
     held: AtomicU64,
 }
 
 impl WriteBuffer {
-    /// Everything, what merges hold included.
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
     /// What flushing can free.
     pub(crate) fn unflushed(&self) -> u64 {
-        self.used().saturating_sub(self.held.load(Ordering::Relaxed))
+        self.unflushed.load(Ordering::Relaxed)
     }
 
-    /// What counts against a limit of `max` bytes: merges may take up to half of it, however much
-    /// they hold, so that writers never wait for the end of a merge.
-    pub(crate) fn counted(&self, max: u64) -> u64 {
-        let held = self.held.load(Ordering::Relaxed);
-        self.unflushed() + held.min(max / 2)
+    /// Everything, what merges hold included.
+    pub(crate) fn used(&self) -> u64 {
+        self.unflushed() + self.held.load(Ordering::Relaxed)
+    }
+
+    /// What of a buffer of `max` bytes is there for what is not flushed. Merges take up to half of
+    /// it, however much they hold: flushing always makes room, so nobody waits for memory until a
+    /// merge ends.
+    pub(crate) fn room(&self, max: u64) -> u64 {
+        max - self.held.load(Ordering::Relaxed).min(max / 2)
     }
 }
 
@@ -78,7 +78,7 @@ impl Account {
 
     /// Charges the active memtable; returns what it takes now.
     pub(crate) fn charge(&self, bytes: u64) -> u64 {
-        self.buffer.used.fetch_add(bytes, Ordering::Relaxed);
+        self.buffer.unflushed.fetch_add(bytes, Ordering::Relaxed);
         self.active.fetch_add(bytes, Ordering::Relaxed) + bytes
     }
 
@@ -113,9 +113,8 @@ impl Account {
             if upto.is_some_and(|upto| number <= upto) {
                 state.held += bytes;
                 self.buffer.held.fetch_add(bytes, Ordering::Relaxed);
-            } else {
-                self.buffer.used.fetch_sub(bytes, Ordering::Relaxed);
             }
+            self.buffer.unflushed.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -132,19 +131,24 @@ impl Account {
         self.give_back_held(&mut state);
     }
 
-    /// The tree was cleared or dropped: what it holds waits for readers alone.
+    /// The tree was cleared or dropped: what it has in memory goes with its readers and merges.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         let unflushed = sum(&state.unflushed) + self.active.swap(0, Ordering::Relaxed);
         state.unflushed.clear();
-        self.buffer.used.fetch_sub(unflushed, Ordering::Relaxed);
+        self.buffer.unflushed.fetch_sub(unflushed, Ordering::Relaxed);
         self.give_back_held(&mut state);
     }
 
     fn give_back_held(&self, state: &mut State) {
         let held = std::mem::take(&mut state.held);
         self.buffer.held.fetch_sub(held, Ordering::Relaxed);
-        self.buffer.used.fetch_sub(held, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -201,6 +205,9 @@ mod tests {
         account.end_merge();
         account.close();
         assert_eq!((buffer.used(), buffer.unflushed()), (0, 0));
+        account.charge(32);
+        drop(account);
+        assert_eq!(buffer.used(), 0, "trees that replay leaves behind are only dropped");
     }
 
     #[test]
@@ -211,8 +218,8 @@ mod tests {
         account.seal();
         account.flushed();
         account.charge(10);
-        assert_eq!((buffer.used(), buffer.counted(100)), (100, 60));
-        assert_eq!(buffer.counted(1000), 100);
+        assert_eq!((buffer.used(), buffer.unflushed()), (100, 10));
+        assert_eq!((buffer.room(100), buffer.room(1000)), (50, 910));
     }
 
     #[test]

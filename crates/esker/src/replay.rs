@@ -155,7 +155,8 @@ impl<'a> Replay<'a> {
         files::sync_dir(&dir)?;
         files::sync_dir(&files::partitions(&self.root))?;
         target.core.begin_generation(seqno, Arc::clone(&tree));
-        target.tree = tree;
+        // Nobody flushes the old one, which is there until the generations are retired.
+        std::mem::replace(&mut target.tree, tree).account().close();
         target.upto = seqno;
         self.next_tree = id + 1;
         Ok(())

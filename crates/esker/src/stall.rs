@@ -119,6 +119,7 @@ impl Shared {
     fn wait_for_room(&self, bytes: u64) -> Result<Room<'_>> {
         let _door = self.stall.door.lock();
         self.stall.wanted.store(bytes, Ordering::Relaxed);
+        let mut asked: Option<Instant> = None;
         let result = loop {
             if let Err(error) = self.check_writable().and_then(|()| self.journal.check_poison()) {
                 break Err(error);
@@ -126,7 +127,11 @@ impl Shared {
             if let (Some(room), _) = self.take_room(bytes) {
                 break Ok(room);
             }
-            self.ask_for_relief();
+            // Not at every wake-up: jobs that find nothing to do would wake us at once.
+            if asked.is_none_or(|asked| asked.elapsed() >= LOOK_AGAIN) {
+                self.ask_for_relief();
+                asked = Some(Instant::now());
+            }
             let trouble = self.stall.trouble.lock().values().next().cloned();
             if let Some(trouble) = trouble {
                 break Err(trouble);
@@ -142,9 +147,9 @@ impl Shared {
     fn take_room(&self, bytes: u64) -> (Option<Room<'_>>, Pressure) {
         let room = Room { shared: self, bytes };
         let before = self.stall.reserved.fetch_add(bytes, Ordering::Relaxed);
-        let (buffer, max) = (&self.trees.buffer, self.config.write_buffer_bytes_max);
-        let used = before + buffer.counted(max);
-        let full = before + buffer.unflushed() > 0 && used + bytes > max;
+        let used = before + self.trees.buffer.unflushed();
+        let max = self.trees.buffer.room(self.config.write_buffer_bytes_max);
+        let full = used > 0 && used + bytes > max;
         let memory = if full { Pressure::Stop } else { level(used, max - max / 8, max) };
         let pressure = memory.max(self.tables_pressure.load());
         ((pressure < Pressure::Stop).then_some(room), pressure)

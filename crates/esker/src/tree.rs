@@ -302,9 +302,8 @@ impl Tree {
         let first_new_table = self.tree.next_table_id();
         self.counter.set(0);
         let lock = self.tree.get_flush_lock();
-        let flushed = self.tree.flush(&lock, threshold);
+        let flushed = guarded("flush into", &self.dir, || self.tree.flush(&lock, threshold));
         drop(lock);
-        let flushed = flushed.map_err(|e| wrap("flush into", &self.dir, e));
         if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_compacting) = self.compacting.try_lock()
         {
@@ -333,7 +332,7 @@ impl Tree {
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
         self.counter.set(0);
-        let result = match strategy {
+        let result = guarded("compact", &self.dir, || match strategy {
             Strategy::Leveled { table_bytes, l0_runs } => {
                 let leveled = lsm_tree::compaction::Leveled::default()
                     .with_table_target_size(table_bytes)
@@ -341,9 +340,8 @@ impl Tree {
                 self.tree.compact(Arc::new(leveled), threshold)
             }
             Strategy::Everything { table_bytes } => self.tree.major_compact(table_bytes, threshold),
-        };
+        });
         drop(choosing);
-        let result = result.map_err(|e| wrap("compact", &self.dir, e));
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_flushing) = self.flushing.try_lock()
         {

@@ -440,3 +440,20 @@ fn a_handle_that_outlives_the_keyspace_deletes_nothing_of_its_successor() {
     assert_eq!(store.partition("p").len().unwrap(), 50);
     assert!(esker::verify(store.path(), Default::default()).is_err(), "it is open");
 }
+
+/// The CATALOG that failed may be on disk all the same, and name the tree of that attempt.
+#[test]
+fn a_poisoned_keyspace_keeps_the_tree_of_a_creation_that_failed() {
+    let store = Store::new();
+    let p = store.partition("p");
+    let in_the_way = store.path().join("CATALOG.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let create = || store.keyspace().partition("q", PartitionOptions::default());
+    assert_eq!(create().unwrap_err().kind(), ErrorKind::Io);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let before = esker_tests::fingerprint(&store.path().join("partitions"));
+    assert_eq!(create().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(p.clear().unwrap_err().kind(), ErrorKind::Poisoned);
+    let after = esker_tests::fingerprint(&store.path().join("partitions"));
+    assert_eq!(before, after, "the second attempt touched it");
+}

@@ -243,7 +243,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 /// The names in a directory, sorted, so that everything derived from them is repeatable.
 /// A missing directory has none.
 pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
+    // The standard library opens files again after EINTR, and directories not.
+    let entries = match retry_interrupted(|| fs::read_dir(dir)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.at("list", dir)?,
     };
@@ -254,6 +255,16 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Calls again after EINTR.
+fn retry_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Renames a finished directory to its name, which must not exist, and makes that durable.

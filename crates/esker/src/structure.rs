@@ -79,6 +79,8 @@ impl Shared {
     }
 
     fn create_tree(&self, id: u64, options: &PartitionOptions) -> Result<Arc<Tree>> {
+        // If the last CATALOG failed behind its rename, the one on disk may name this very id.
+        self.journal.check_poison()?;
         let dir = files::tree(&self.root, id);
         // A leftover of an attempt that failed: CATALOG never named it.
         files::remove_dir_if_present(&dir)?;

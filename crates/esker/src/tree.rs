@@ -12,6 +12,7 @@
 //!   operation (11).
 
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,9 @@ const READ_SEQNO_MIN: u64 = 2;
 pub(crate) const L0_RUNS_MAX: usize = 200;
 /// Open table files kept for all trees of a keyspace.
 const OPEN_FILES: usize = 256;
+
+/// Inode and time of change.
+type CurrentFile = (u64, i64, i64);
 
 /// What all trees of a keyspace share.
 #[derive(Clone)]
@@ -114,6 +118,8 @@ pub(crate) struct Tree {
     flush_asked: AtomicBool,
     /// Above every blob file that was ever installed; lsm-tree reuses no number.
     next_blob: AtomicU64,
+    /// `current` may name a version that is not in memory.
+    undecided: AtomicBool,
     /// Delete the directory when the last handle goes.
     doomed: AtomicBool,
     /// The keyspace is closed, and its directory may be somebody else's by now.
@@ -170,6 +176,7 @@ impl Tree {
             account: Account::new(Arc::clone(&shared.buffer)),
             flush_asked: AtomicBool::new(false),
             next_blob: AtomicU64::new(0),
+            undecided: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
             closed: Arc::clone(&shared.closed),
         };
@@ -297,13 +304,16 @@ impl Tree {
             self.account.flushed();
             return Ok(());
         }
+        self.check_decided()?;
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
+        let current = self.current_file();
         self.counter.set(0);
         let lock = self.tree.get_flush_lock();
         let flushed = guarded("flush into", &self.dir, || self.tree.flush(&lock, threshold));
         drop(lock);
+        let flushed = flushed.map_err(|e| self.decide(current, e));
         if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_compacting) = self.compacting.try_lock()
         {
@@ -318,6 +328,7 @@ impl Tree {
     /// One round of compaction, if the tree wants one.
     pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
         let compacting = self.compacting.lock();
+        self.check_decided()?;
         let choosing = Choosing(&self.gate);
         let merge = Merge(&self.account);
         let threshold = {
@@ -331,6 +342,7 @@ impl Tree {
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
+        let current = self.current_file();
         self.counter.set(0);
         let result = guarded("compact", &self.dir, || match strategy {
             Strategy::Leveled { table_bytes, l0_runs } => {
@@ -342,6 +354,7 @@ impl Tree {
             Strategy::Everything { table_bytes } => self.tree.major_compact(table_bytes, threshold),
         });
         drop(choosing);
+        let result = result.map_err(|e| self.decide(current, e));
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_flushing) = self.flushing.try_lock()
         {
@@ -366,6 +379,47 @@ impl Tree {
         let collected = history.maintenance(&self.dir, COLLECT_ALL_BUT_NEWEST);
         drop(history);
         collected.map_err(|e| wrap("remove old manifests of", &self.dir, e))
+    }
+
+    /// What tells one `current` from the next, without a descriptor: those may have run out.
+    fn current_file(&self) -> Option<CurrentFile> {
+        let metadata = std::fs::metadata(files::current(&self.dir)).ok()?;
+        Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+    }
+
+    /// An operation that failed may be tried again only if nothing of it was installed. lsm-tree
+    /// replaces `current` and then opens and syncs it and its directory: a failure there leaves a
+    /// `current` on disk that names the new version and its tables, while in memory the old one
+    /// goes on. Another install would write over that version's manifest, and what looks like
+    /// leftovers are its tables. So there is none any more, and the error is never `Retry`.
+    fn decide(&self, before: Option<CurrentFile>, error: Error) -> Error {
+        let (same, on_disk) = {
+            // Nobody is between disk and memory.
+            let _installing = self.tree.get_version_history_lock();
+            let same = before.is_some() && before == self.current_file();
+            (same, files::read(&files::current(&self.dir)))
+        };
+        let id = on_disk.ok().and_then(|bytes| Some(u64::from_le_bytes(*bytes.first_chunk()?)));
+        if same || id.is_some_and(|id| id <= self.tree.current_version().id()) {
+            return error;
+        }
+        self.undecided.store(true, Ordering::Release);
+        match error.kind() {
+            ErrorKind::Retry => {
+                let cause = std::io::Error::other(error.to_string());
+                Error::io("install a new version in", &self.dir, cause)
+            }
+            _ => error,
+        }
+    }
+
+    /// Refuses where an earlier install may be on disk and is not in memory.
+    fn check_decided(&self) -> Result<()> {
+        if self.undecided.load(Ordering::Acquire) {
+            let cause = std::io::Error::other("an earlier install failed halfway");
+            return Err(Error::io("install a new version in", &self.dir, cause));
+        }
+        Ok(())
     }
 
     /// Gives back the space of tables and blob files that a failed operation left half-written.
@@ -616,7 +670,7 @@ fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {
         lsm_tree::Error::Io(e)
             if !matches!(e.kind(), UnexpectedEof | InvalidInput | InvalidData) =>
         {
-            Error::io(operation, dir, e)
+            Error::io(operation, dir, uncover(e))
         }
         lsm_tree::Error::ChecksumMismatch { got, expected } => Error::corrupt_because(
             dir,
@@ -626,5 +680,58 @@ fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {
             format!("{:032x}", got.into_u128()),
         ),
         other => Error::corrupt(dir, None, format!("{other:?}; verify names the file")),
+    }
+}
+
+/// lsm-tree makes `current` by way of the crate tempfile, whose errors hide the operating system's
+/// number even from `source`: only their text has it. Running out of descriptors has no kind either.
+fn uncover(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    let number = text.split_once("(os error ").and_then(|(_, rest)| rest.split_once(')'));
+    match number.and_then(|(number, _)| number.parse().ok()) {
+        Some(number) if error.raw_os_error().is_none() => std::io::Error::from_raw_os_error(number),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_descriptors() -> Error {
+        let errno = rustix::io::Errno::MFILE.raw_os_error();
+        Error::io("flush into", Path::new("tree"), std::io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn running_out_of_descriptors_for_a_temporary_file_is_recognised() {
+        let errno = rustix::io::Errno::MFILE.raw_os_error();
+        let source = std::io::Error::from_raw_os_error(errno);
+        // As tempfile does it: the same kind, and a text.
+        let hidden = std::io::Error::new(source.kind(), format!("{source} at path \"/x\""));
+        let error = wrap("flush into", Path::new("tree"), lsm_tree::Error::Io(hidden));
+        assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    }
+
+    #[test]
+    fn an_install_that_failed_behind_its_rename_is_never_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), 1, &PartitionOptions::default(), &Shared::new(1 << 20));
+        let tree = tree.unwrap();
+        let before = tree.current_file();
+        assert_eq!(tree.decide(before, no_descriptors()).kind(), ErrorKind::Retry);
+        // As lsm-tree does it: what follows the rename has failed.
+        let current = files::current(dir.path());
+        let mut bytes = std::fs::read(&current).unwrap();
+        std::fs::write(dir.path().join("new"), &bytes).unwrap();
+        std::fs::rename(dir.path().join("new"), &current).unwrap();
+        let error = tree.decide(before, no_descriptors());
+        assert_eq!(error.kind(), ErrorKind::Retry, "another operation installed what is in memory");
+        bytes[0] += 1;
+        std::fs::write(dir.path().join("new"), &bytes).unwrap();
+        std::fs::rename(dir.path().join("new"), &current).unwrap();
+        let error = tree.decide(before, no_descriptors());
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        assert!(tree.check_decided().is_err(), "nothing is installed over it");
     }
 }

@@ -527,7 +527,9 @@ impl Retired {
 fn preallocate(file: &File, path: &Path, bytes: u64) -> Result<()> {
     use rustix::fs::FallocateFlags;
     use rustix::io::Errno;
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+    // It can take long, so a signal can interrupt it.
+    let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes);
+    match rustix::io::retry_on_intr(allocate) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
         Err(errno) => Err(Error::io("preallocate", path, errno.into())),
     }

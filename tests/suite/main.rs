@@ -7,6 +7,7 @@ mod batches;
 mod checkpoint;
 mod copy;
 mod exactness;
+mod filesystems;
 mod full_disk;
 mod independence;
 mod iteration;

@@ -2,7 +2,9 @@
 
 pub mod chaos;
 pub mod child;
+pub mod crash;
 pub mod files;
+pub mod mounts;
 pub mod random;
 pub mod store;
 

@@ -1,0 +1,108 @@
+//! A short pass of every layer of the crash harness.
+
+mod states;
+
+use std::time::Duration;
+
+use esker_tests::chaos;
+use esker_tests::crash::judge::{Cut, Story};
+use esker_tests::crash::process::Running;
+use esker_tests::crash::said::{Line, Said};
+use esker_tests::crash::worker::{self, Work};
+use esker_tests::crash::{LAYERS, Options, Outcome, script};
+
+/// Runs one layer with few states; a layer that cannot run here says so.
+fn short(name: &str, states: u64) {
+    worker::use_program(env!("CARGO_BIN_EXE_crash"));
+    let layer = LAYERS.iter().find(|layer| layer.name == name).expect("a layer of that name");
+    let options = Options { states: chaos::rounds(states), seed: chaos::seed(name) };
+    match (layer.run)(&options) {
+        Outcome::Ran { passed, failures } => {
+            assert!(failures.is_empty(), "{passed} passed, {}", failures.join("\n"));
+            assert!(passed > 0, "nothing was tried");
+        }
+        Outcome::Skipped { missing } => eprintln!("SKIPPED {name}: {missing}"),
+    }
+}
+
+#[test]
+fn every_ordered_prefix_of_the_operations_keeps_the_promises() {
+    short("recorder", 300);
+}
+
+#[test]
+fn every_subset_of_what_was_not_synced_keeps_the_promises() {
+    short("subset", 600);
+}
+
+#[test]
+fn kill() {
+    short("kill", 10);
+}
+
+#[test]
+fn faults() {
+    short("faults", 25);
+}
+
+#[test]
+fn enospc() {
+    short("enospc", 3);
+}
+
+#[test]
+fn power() {
+    short("power", 6);
+}
+
+/// The canary: a judge that accepts everything would be worth nothing.
+#[test]
+fn the_judge_refuses_what_is_lost_cut_or_invented() {
+    worker::use_program(env!("CARGO_BIN_EXE_crash"));
+    let place = chaos::memory_dir();
+    let work = Work {
+        dir: place.path().to_path_buf(),
+        seed: 1,
+        writers: 2,
+        commits: 60,
+        lives: 1,
+        patience: Duration::ZERO,
+        tidy: false,
+    };
+    let running = Running::start(work.command()).unwrap();
+    let mut said = running.wait(Duration::from_secs(60)).unwrap().said;
+    assert!(said.ended && said.failed.is_empty() && said.wrong.is_empty(), "{said:?}");
+    let look = |said: &Said| Story::new(place.path()).look(said, said, Cut::Process);
+    let seen = look(&said).unwrap();
+    assert_eq!((seen.commits, seen.checkpoints), (120, said.checkpoints.len() as u64));
+    // It was there, and the judge does not leave it.
+    said.checkpoints.clear();
+    look(&said).unwrap();
+
+    let mut lost = said.clone();
+    lost.hear(&Line::Commit { writer: 1, count: 60, seqno: 100_000, durable: true }.format());
+    let sentence = look(&lost).unwrap_err();
+    assert!(sentence.contains("had to survive"), "{sentence}");
+
+    let mut missing = said.clone();
+    missing.hear(&Line::Checkpoint { name: "checkpoint-99".into(), seqno: 7 }.format());
+    let sentence = look(&missing).unwrap_err();
+    assert!(sentence.contains("checkpoints of"), "{sentence}");
+
+    let keyspace = script::config(&script::database(place.path())).open().unwrap();
+    let one = keyspace.open_partition("one").unwrap().unwrap();
+    let key = script::last_key(1);
+    let value = one.get(&key).unwrap().unwrap();
+    one.insert(key.clone(), script::last_value(3)).unwrap();
+    drop((one, keyspace));
+    let sentence = look(&said).unwrap_err();
+    assert!(sentence.contains("a batch is cut"), "{sentence}");
+
+    let keyspace = script::config(&script::database(place.path())).open().unwrap();
+    let one = keyspace.open_partition("one").unwrap().unwrap();
+    one.insert(key, value).unwrap();
+    one.insert("nobody wrote this", "").unwrap();
+    drop((one, keyspace));
+    let sentence = look(&said).unwrap_err();
+    assert!(sentence.contains("nobody wrote this"), "{sentence}");
+}

@@ -1,0 +1,110 @@
+//! Checkpoints on real filesystems: reflinks on XFS and btrfs, copies from one to another.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use esker::{CheckpointReport, Keyspace, PartitionOptions, VerifyOptions, verify};
+use esker_tests::files::fingerprint;
+use esker_tests::mounts::{BTRFS, EXT4, Filesystem, Mount, XFS};
+use esker_tests::{Content, content, fill, open_content};
+use tempfile::TempDir;
+
+/// A filesystem of that kind; `None`, loudly, where there cannot be one.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+fn mounted(kind: Filesystem, place: &TempDir) -> Option<Mount> {
+    let image = place.path().join(format!("{}.image", kind.name));
+    match Mount::image(kind, &image, &place.path().join(kind.name)) {
+        Ok(mount) => Some(mount),
+        Err(missing) => {
+            eprintln!("SKIPPED {}: {missing}", kind.name);
+            None
+        }
+    }
+}
+
+/// A place for images: in memory, so that the machine's disk is left alone.
+fn place() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Tables, separated values and a journal.
+fn written(path: &Path) -> (Keyspace, Content) {
+    let keyspace = Keyspace::open(path).unwrap();
+    let plain = keyspace.partition("plain", PartitionOptions::default()).unwrap();
+    let separated = PartitionOptions::default().separate_values_from(Some(8));
+    let separated = keyspace.partition("separated", separated).unwrap();
+    fill(&plain, 500);
+    fill(&separated, 500);
+    keyspace.flush().unwrap();
+    plain.insert("in the journal", "only").unwrap();
+    let expected = content(&keyspace);
+    (keyspace, expected)
+}
+
+/// The checkpoint is whole and shares no inode; source and checkpoint survive alone.
+fn check(keyspace: Keyspace, expected: &Content, source: &Path, target: &Path) {
+    let report = verify(target, VerifyOptions::default()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert!(open_content(target) == *expected);
+    let (theirs, ours) = (fingerprint(target), fingerprint(source));
+    let shared = theirs.values().filter(|file| ours.values().any(|our| our.inode == file.inode));
+    // Numbers of inodes mean nothing from one device to another.
+    let other_device = source.metadata().unwrap().dev() != target.metadata().unwrap().dev();
+    assert!(other_device || shared.count() == 0, "an inode is shared");
+    // The copy goes on by itself, and does not show in the source.
+    let copy = Keyspace::open(target).unwrap();
+    let plain = copy.open_partition("plain").unwrap().unwrap();
+    plain.clear().unwrap();
+    plain.insert("new", "here").unwrap();
+    drop(plain);
+    copy.close().unwrap();
+    assert!(content(&keyspace) == *expected, "the source saw a write to its copy");
+    keyspace.close().unwrap();
+    std::fs::remove_dir_all(source).unwrap();
+    let left = open_content(target);
+    assert_eq!(left["plain"].len(), 1, "the copy survives alone");
+    assert_eq!(left["separated"], expected["separated"]);
+}
+
+fn reflinked(kind: Filesystem) {
+    let place = place();
+    let Some(disk) = mounted(kind, &place) else { return };
+    let inside = disk.path().join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    // A second mount: what cannot be linked into can still share extents.
+    let bound = Mount::bind(&inside, &place.path().join("bound")).unwrap();
+    let (source, target) = (disk.path().join("source"), bound.path().join("target"));
+    let (keyspace, expected) = written(&source);
+    let report = keyspace.backup_to(&target).unwrap();
+    let CheckpointReport { linked, reflinked, .. } = &report;
+    assert_eq!(linked.files, 0, "{report:?}");
+    assert!(reflinked.files >= 3 && reflinked.bytes > 0, "{report:?}");
+    check(keyspace, &expected, &source, &target);
+}
+
+#[test]
+fn a_checkpoint_on_xfs_shares_extents_and_no_inode() {
+    reflinked(XFS);
+}
+
+#[test]
+fn a_checkpoint_on_btrfs_shares_extents_and_no_inode() {
+    reflinked(BTRFS);
+}
+
+#[test]
+fn a_checkpoint_from_one_filesystem_to_another_is_a_copy() {
+    let place = place();
+    let Some(from) = mounted(EXT4, &place) else { return };
+    let elsewhere = [XFS, BTRFS].into_iter().find_map(|kind| mounted(kind, &place));
+    // Another filesystem there always is: the one that holds the images.
+    let to = elsewhere.as_ref().map_or(place.path(), Mount::path);
+    let (source, target) = (from.path().join("source"), to.join("target"));
+    let (keyspace, expected) = written(&source);
+    let report = keyspace.checkpoint().verify(true).write_to(&target).unwrap();
+    assert_eq!(report.linked.files + report.reflinked.files, 0, "{report:?}");
+    assert!(report.copied.files >= 3, "{report:?}");
+    let staging = esker_tests::files::entries(&source.join("staging"));
+    assert!(staging.is_empty(), "{staging:?}");
+    check(keyspace, &expected, &source, &target);
+}

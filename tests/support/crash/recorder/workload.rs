@@ -1,0 +1,388 @@
+//! What the real engine does on the recording filesystem.
+//!
+//! What must stay true: everything that gets a sequence number is noted in the history, and every
+//! acknowledgement goes into the record right after the call that gave it. The choices come from the
+//! seed; which thread runs when, when background work runs, and the ids that the engine draws at
+//! random do not, so two records of one seed differ in the order of some operations.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use esker::{
+    Config, CopyOptions, Durability, Error, Keyspace, PartitionOptions, Transfer, cold_copy,
+};
+
+use super::filesystem::acknowledge;
+use super::history::{Ack, Event, History};
+use crate::chaos::Rng;
+
+/// The keyspace in the root of the recording filesystem.
+pub const KEYSPACE: &str = "db";
+/// The partitions: the first two are never dropped.
+pub const NAMES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
+const KEYS: u64 = 40;
+
+/// Tiny, so that everything rotates, flushes and merges.
+pub fn config(path: &Path) -> Config {
+    Config::new(path)
+        .memtable_bytes(2 << 10)
+        .write_buffer_bytes_max(32 << 10)
+        .journal_segment_bytes(4 << 10)
+        .journal_bytes_max(16 << 10)
+        .cache_bytes(1 << 20)
+        .worker_threads(2)
+}
+
+/// Partition `name` separates large values if it is the second one.
+pub fn options(name: &str) -> PartitionOptions {
+    let options = PartitionOptions::default().block_bytes(512).table_bytes(4 << 10).l0_runs(2);
+    options.separate_values_from((name == NAMES[1]).then_some(150))
+}
+
+/// One kind of run.
+#[derive(Debug)]
+pub struct Workload {
+    pub name: &'static str,
+    /// Threads that commit or change partitions at the same time.
+    pub threads: u64,
+    pub run: fn(&Run, &mut Rng),
+}
+
+/// The kinds of run, beside recovery, which begins with a crash of one of these.
+pub const WORKLOADS: &[Workload] = &[
+    Workload { name: "create", threads: 1, run: create },
+    Workload { name: "single", threads: 1, run: single },
+    Workload { name: "threads", threads: 4, run: threads },
+    Workload { name: "partitions", threads: 2, run: partitions },
+    Workload { name: "checkpoints", threads: 2, run: checkpoints },
+    Workload { name: "reopen", threads: 1, run: reopen },
+];
+
+/// What runs after a crash, on the state that it left.
+pub const RECOVERY: Workload = Workload { name: "recovery", threads: 1, run: recovery };
+
+/// A run under way.
+pub struct Run {
+    root: PathBuf,
+    log: Mutex<Log>,
+    copies: AtomicUsize,
+}
+
+struct Log {
+    history: History,
+    /// Changes of partitions: their numbers are known when all commits are noted.
+    unplaced: Vec<(std::ops::RangeInclusive<u64>, Event)>,
+}
+
+impl Run {
+    pub fn new(root: &Path, history: History) -> Self {
+        let log = Mutex::new(Log { history, unplaced: Vec::new() });
+        Self { root: root.to_path_buf(), log, copies: AtomicUsize::new(0) }
+    }
+
+    /// The complete history, when the run is over.
+    pub fn into_history(self) -> Result<History, String> {
+        let log = self.log.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut history = log.history;
+        for (range, event) in log.unplaced {
+            history.place(range, event)?;
+        }
+        history.check()?;
+        Ok(history)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ack(&self, ack: &Ack) {
+        acknowledge(&self.root, &ack.encode()).expect("an acknowledgement");
+    }
+
+    fn db(&self) -> PathBuf {
+        self.root.join(KEYSPACE)
+    }
+
+    fn open(&self, rng: &mut Rng) -> Keyspace {
+        let modes = [Durability::Buffer, Durability::Buffer, Durability::SyncData];
+        let durability = modes[rng.below(3) as usize];
+        let keyspace = config(&self.db()).durability(durability).open().expect("open");
+        self.ack(&Ack::Opened);
+        keyspace
+    }
+
+    fn close(&self, keyspace: Keyspace) {
+        let seqno = keyspace.seqno();
+        keyspace.close().expect("close");
+        self.ack(&Ack::Durable { seqno });
+    }
+
+    /// One commit of a random batch in a random mode.
+    fn commit(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        let (mut batch, mut changes) = (keyspace.batch(), Vec::new());
+        let most = if rng.one_in(6) { 8 } else { 2 };
+        for _ in 0..=rng.below(most) {
+            let name = NAMES[rng.below(4) as usize];
+            let Some(partition) = keyspace.open_partition(name).expect("look up") else { continue };
+            let key = format!("key {:02}", rng.below(KEYS)).into_bytes();
+            if rng.one_in(4) {
+                batch.remove(&partition, key.clone());
+                changes.push((name.to_owned(), key, None));
+            } else {
+                let value = value(rng);
+                batch.insert(&partition, key.clone(), value.clone());
+                changes.push((name.to_owned(), key, Some(value)));
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let mode = match rng.below(12) {
+            0 | 1 => Durability::SyncData,
+            2 => Durability::SyncAll,
+            _ => Durability::Buffer,
+        };
+        batch.durability(mode);
+        match batch.commit() {
+            Ok(seqno) => {
+                let twice = self.log().history.events.insert(seqno, Event::Batch(changes));
+                assert!(twice.is_none(), "commit {seqno} was given away twice");
+                self.ack(&Ack::Commit { seqno, durable: mode != Durability::Buffer });
+            }
+            // Dropped since it was looked up: nothing of the batch was written.
+            Err(Error::PartitionDropped { .. }) => {}
+            Err(error) => panic!("a commit failed: {error}"),
+        }
+    }
+
+    fn persist(&self, keyspace: &Keyspace, mode: Durability) {
+        let seqno = keyspace.seqno();
+        keyspace.persist(mode).expect("persist");
+        self.ack(&Ack::Durable { seqno });
+    }
+
+    /// Creates, clears or drops a partition. One thread only does this.
+    fn restructure(&self, keyspace: &Keyspace, name: &str, rng: &mut Rng) {
+        let before = keyspace.seqno();
+        let owned = name.to_owned();
+        let event = match keyspace.open_partition(name).expect("look up") {
+            None => {
+                keyspace.partition(name, options(name)).expect("create a partition");
+                Event::Create(owned)
+            }
+            Some(_) if name != NAMES[0] && name != NAMES[1] && rng.one_in(2) => {
+                assert!(keyspace.drop_partition(name).expect("drop a partition"));
+                Event::Drop(owned)
+            }
+            Some(partition) => {
+                partition.clear().expect("clear");
+                Event::Clear(owned)
+            }
+        };
+        let after = keyspace.seqno();
+        let number = {
+            let mut log = self.log();
+            log.unplaced.push((before + 1..=after, event));
+            log.unplaced.len() - 1
+        };
+        self.ack(&Ack::Structure { number });
+    }
+
+    fn create_missing(&self, keyspace: &Keyspace, names: &[&str], rng: &mut Rng) {
+        for name in names {
+            if keyspace.open_partition(name).expect("look up").is_none() {
+                self.restructure(keyspace, name, rng);
+            }
+        }
+    }
+
+    fn flush(&self, keyspace: &Keyspace) {
+        keyspace.flush().expect("flush");
+    }
+
+    fn compact(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        let name = NAMES[rng.below(4) as usize];
+        if let Some(partition) = keyspace.open_partition(name).expect("look up") {
+            match partition.compact() {
+                Ok(()) | Err(Error::PartitionDropped { .. }) => {}
+                Err(error) => panic!("a compaction failed: {error}"),
+            }
+        }
+    }
+
+    fn next_copy(&self, kind: &str) -> String {
+        format!("{kind}-{}", self.copies.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn checkpoint(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        let name = self.next_copy("checkpoint");
+        let transfer = if rng.one_in(3) { Transfer::Copy } else { Transfer::Auto };
+        let builder = keyspace.checkpoint().transfer(transfer).flush_first(rng.one_in(3));
+        let report = builder.write_to(self.root.join(&name)).expect("a checkpoint");
+        self.ack(&Ack::Copy { name, seqno: report.seqno });
+    }
+
+    fn cold_copy(&self, rng: &mut Rng) {
+        let name = self.next_copy("copy");
+        let transfer = if rng.one_in(2) { Transfer::Copy } else { Transfer::Auto };
+        let options = CopyOptions::default().transfer(transfer);
+        let report = cold_copy(self.db(), self.root.join(&name), options).expect("a cold copy");
+        self.ack(&Ack::Copy { name, seqno: report.seqno });
+    }
+
+    /// One step of a single thread.
+    fn step(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        match rng.below(60) {
+            0 => self.persist(keyspace, Durability::SyncData),
+            1 => self.persist(keyspace, Durability::SyncAll),
+            2 => self.flush(keyspace),
+            3 => self.compact(keyspace, rng),
+            4 => self.restructure(keyspace, NAMES[rng.below(4) as usize], rng),
+            5 => self.restructure(keyspace, NAMES[2 + rng.below(2) as usize], rng),
+            _ => self.commit(keyspace, rng),
+        }
+    }
+}
+
+/// Short, separated, or large enough to be compressed.
+fn value(rng: &mut Rng) -> Vec<u8> {
+    match rng.below(40) {
+        0 => vec![rng.bits() as u8; 5000],
+        1..=5 => {
+            let len = 150 + rng.below(300);
+            rng.bytes(len as usize)
+        }
+        _ => {
+            let len = 8 + rng.below(50);
+            rng.bytes(len as usize)
+        }
+    }
+}
+
+fn create(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    let names = &NAMES[..1 + rng.below(4) as usize];
+    for name in names {
+        run.restructure(&keyspace, name, rng);
+        for _ in 0..rng.below(4) {
+            run.commit(&keyspace, rng);
+        }
+    }
+    run.close(keyspace);
+}
+
+fn single(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES, rng);
+    for _ in 0..150 + rng.below(100) {
+        run.step(&keyspace, rng);
+    }
+    run.close(keyspace);
+}
+
+fn threads(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES, rng);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let (keyspace, mut rng) = (&keyspace, Rng::new(rng.bits()));
+            scope.spawn(move || {
+                for _ in 0..60 {
+                    run.commit(keyspace, &mut rng);
+                }
+            });
+        }
+        for _ in 0..12 {
+            match rng.below(4) {
+                0 => run.flush(&keyspace),
+                1 => run.compact(&keyspace, rng),
+                2 => run.persist(&keyspace, Durability::SyncData),
+                _ => run.restructure(&keyspace, NAMES[rng.below(4) as usize], rng),
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(2000)));
+        }
+    });
+    let statistics = keyspace.statistics();
+    assert!(statistics.flushes > 0 && statistics.compactions > 0, "{statistics:?}");
+    run.close(keyspace);
+}
+
+/// Mostly clear, drop and create, while another thread commits.
+fn partitions(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES, rng);
+    std::thread::scope(|scope| {
+        let (keyspace, mut writer) = (&keyspace, Rng::new(rng.bits()));
+        scope.spawn(move || {
+            for _ in 0..80 {
+                run.commit(keyspace, &mut writer);
+            }
+        });
+        for _ in 0..16 {
+            run.restructure(keyspace, NAMES[rng.below(4) as usize], rng);
+            if rng.one_in(3) {
+                run.flush(keyspace);
+            }
+        }
+    });
+    run.close(keyspace);
+}
+
+/// Checkpoints in every way while another thread commits, then a cold copy.
+fn checkpoints(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES[..3], rng);
+    std::thread::scope(|scope| {
+        let (keyspace, mut writer) = (&keyspace, Rng::new(rng.bits()));
+        scope.spawn(move || {
+            for _ in 0..120 {
+                run.commit(keyspace, &mut writer);
+            }
+        });
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_micros(rng.below(6000)));
+            if rng.one_in(3) {
+                run.restructure(keyspace, NAMES[2], rng);
+            }
+            run.checkpoint(keyspace, rng);
+        }
+    });
+    run.close(keyspace);
+    run.cold_copy(rng);
+    let keyspace = run.open(rng);
+    for _ in 0..5 {
+        run.commit(&keyspace, rng);
+    }
+    run.close(keyspace);
+}
+
+/// Opens and closes again and again.
+fn reopen(run: &Run, rng: &mut Rng) {
+    for _ in 0..4 {
+        let keyspace = run.open(rng);
+        run.create_missing(&keyspace, &NAMES[..2], rng);
+        for _ in 0..rng.below(40) {
+            run.step(&keyspace, rng);
+        }
+        run.close(keyspace);
+    }
+}
+
+fn recovery(run: &Run, rng: &mut Rng) {
+    if run.log().history.existed && rng.one_in(3) {
+        run.cold_copy(rng);
+    }
+    let keyspace = run.open(rng);
+    if rng.one_in(2) {
+        run.create_missing(&keyspace, &NAMES[..2], rng);
+        for _ in 0..rng.below(30) {
+            run.step(&keyspace, rng);
+        }
+    }
+    if rng.one_in(4) {
+        run.checkpoint(&keyspace, rng);
+    }
+    run.close(keyspace);
+}

@@ -1,0 +1,112 @@
+//! What the worker writes, and so what a judge may find: every commit tells where it belongs.
+//!
+//! Each writer counts. Commit `count` of a writer puts one key into one of the three lasting
+//! partitions and renews the writer's `last` in all of them; the commits of writer 0 also put a key
+//! into `fleeting`, which is cleared, or dropped and made anew, after certain counts. So the content
+//! after any number of commits follows from the newest count of every writer.
+
+use esker::{Config, Keyspace, Partition, PartitionOptions, Result};
+
+use crate::chaos::{Entries, Model, Rng};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The partitions that stay.
+pub const NAMES: [&str; 3] = ["one", "two", "three"];
+/// The partition that does not.
+pub const FLEETING: &str = "fleeting";
+
+/// Where the keyspace is in the worker's directory.
+pub fn database(dir: &Path) -> PathBuf {
+    dir.join("db")
+}
+
+/// Settings so small that everything happens after a few commits.
+pub fn config(path: &Path) -> Config {
+    Config::new(path)
+        .memtable_bytes(8 << 10)
+        .write_buffer_bytes_max(64 << 10)
+        .journal_segment_bytes(8 << 10)
+        .journal_bytes_max(64 << 10)
+        .cache_bytes(1 << 20)
+        .worker_threads(2)
+}
+
+/// Opens or creates one of the partitions.
+pub fn partition(keyspace: &Keyspace, name: &str) -> Result<Partition> {
+    let options = PartitionOptions::default().block_bytes(512).table_bytes(8 << 10).l0_runs(2);
+    let separate = (name == NAMES[1]).then_some(200);
+    keyspace.partition(name, options.separate_values_from(separate))
+}
+
+/// The lasting partition that commit `count` puts its key into.
+pub fn home(count: u64) -> &'static str {
+    NAMES[(count % 3) as usize]
+}
+
+pub fn key(writer: usize, count: u64) -> Vec<u8> {
+    format!("writer {writer} count {count:08}").into_bytes()
+}
+
+pub fn last_key(writer: usize) -> Vec<u8> {
+    format!("writer {writer} last").into_bytes()
+}
+
+/// What `last` holds.
+pub fn last_value(count: u64) -> Vec<u8> {
+    count.to_le_bytes().to_vec()
+}
+
+/// The count in `last`; `None` if that is not what a worker writes.
+pub fn parse_last(value: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(value.try_into().ok()?))
+}
+
+/// What commit `count` of a writer stores: short, separated, or large enough to be compressed.
+pub fn value(writer: usize, count: u64) -> Vec<u8> {
+    let mut rng = Rng::new(count * 31 + writer as u64);
+    match count % 40 {
+        7 => rng.bytes(300),
+        23 => vec![count as u8; 6000],
+        _ => rng.bytes(8 + (count % 50) as usize),
+    }
+}
+
+/// What happens to `fleeting` once writer 0 has made a commit.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Clear,
+    DropAndCreate,
+}
+
+/// What follows commit `count` of writer 0.
+pub fn shape_after(count: u64) -> Option<Shape> {
+    match count % 24 {
+        11 => Some(Shape::Clear),
+        23 => Some(Shape::DropAndCreate),
+        _ => None,
+    }
+}
+
+/// The lasting partitions when `newest` are the newest counts.
+pub fn lasting(newest: &BTreeMap<usize, u64>) -> Model {
+    let mut model: Model = NAMES.iter().map(|name| ((*name).to_owned(), Entries::new())).collect();
+    for (&writer, &last) in newest {
+        for entries in model.values_mut() {
+            entries.insert(last_key(writer), last_value(last));
+        }
+        for count in 0..=last {
+            let entries = model.get_mut(home(count)).expect("one of the names");
+            entries.insert(key(writer, count), value(writer, count));
+        }
+    }
+    model
+}
+
+/// `fleeting` after commit `newest` of writer 0 and before what may follow that.
+pub fn fleeting(newest: Option<u64>) -> Entries {
+    let Some(newest) = newest else { return Entries::new() };
+    let shaped = (0..newest).rev().find(|count| shape_after(*count).is_some());
+    let first = shaped.map_or(0, |count| count + 1);
+    (first..=newest).map(|count| (key(0, count), value(0, count))).collect()
+}

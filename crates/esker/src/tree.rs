@@ -1,4 +1,4 @@
-//! One LSM tree: the only module that names `lsm_tree`.
+//! One LSM tree: the only module that names `lsm_tree`, with its parts below `tree/`.
 //!
 //! What must stay true (the numbers are the rules of docs/architecture.md, "Building on lsm-tree"):
 //! - Trees get counters of their own (1): lsm-tree bumps them at every install, which would publish
@@ -11,9 +11,10 @@
 //! - Whatever lsm-tree leaves behind (super-versions, obsolete manifests) is collected after every
 //!   operation (11).
 
-use std::ops::Bound;
+mod calls;
+mod reading;
+
 use std::os::unix::fs::MetadataExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,16 +25,19 @@ use lsm_tree::config::{
     BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
 };
 use lsm_tree::{
-    AbstractTree, AnyTree, Cache, CompressionType, DescriptorTable, Guard, InternalValue,
-    IterGuardImpl, KvSeparationOptions, Memtable, SequenceNumberCounter, ValueType,
+    AbstractTree, AnyTree, Cache, CompressionType, DescriptorTable, InternalValue,
+    KvSeparationOptions, Memtable, SequenceNumberCounter, ValueType,
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 pub use lsm_tree::Slice;
 
+pub(crate) use reading::RawIter;
+
+use calls::{guarded, wrap};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::journal::items::KEY_LEN_MAX;
 use crate::manifest::{BlobEntry, TableEntry, Version};
 use crate::memory::{Account, WriteBuffer, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
@@ -471,79 +475,6 @@ pub(crate) enum Strategy {
     Everything { table_bytes: u64 },
 }
 
-/// Reading. `read_seqno` sees the commits below it.
-impl Tree {
-    /// Whether a read that took the tree's newest version after taking `read_seqno` can trust it.
-    fn overtaken(&self, read_seqno: u64) -> bool {
-        self.gc_floor.load(Ordering::Acquire) > read_seqno
-    }
-
-    /// Runs `read` and says `None` when a merge may have dropped what it should have seen.
-    pub(crate) fn read<T>(
-        &self,
-        read_seqno: u64,
-        read: impl FnOnce(&Self) -> Result<T>,
-    ) -> Option<Result<T>> {
-        let result = read(self);
-        (!self.overtaken(read_seqno)).then_some(result)
-    }
-
-    pub(crate) fn get(&self, key: &[u8], read_seqno: u64) -> Result<Option<Slice>> {
-        if is_too_long(key) {
-            return Ok(None);
-        }
-        guarded("read from", &self.dir, || self.tree.get(key, read_seqno.max(READ_SEQNO_MIN)))
-    }
-
-    pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
-        if is_too_long(key) {
-            return Ok(false);
-        }
-        guarded("read from", &self.dir, || {
-            self.tree.contains_key(key, read_seqno.max(READ_SEQNO_MIN))
-        })
-    }
-
-    pub(crate) fn size_of(&self, key: &[u8], read_seqno: u64) -> Result<Option<u32>> {
-        if is_too_long(key) {
-            return Ok(None);
-        }
-        guarded("read from", &self.dir, || self.tree.size_of(key, read_seqno.max(READ_SEQNO_MIN)))
-    }
-
-    pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
-        let bounds = shorten(bounds);
-        let inner = self.tree.range::<Slice, _>(bounds, read_seqno.max(READ_SEQNO_MIN), None);
-        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
-    }
-
-    pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
-        if is_too_long(prefix) {
-            let nothing = Slice::from(&prefix[..1]);
-            let bounds = (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
-            return self.range(bounds, read_seqno);
-        }
-        let inner = self.tree.prefix(prefix, read_seqno.max(READ_SEQNO_MIN), None);
-        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
-    }
-
-    pub(crate) fn approximate_len(&self) -> usize {
-        self.tree.approximate_len()
-    }
-
-    pub(crate) fn table_count(&self) -> usize {
-        self.tree.table_count()
-    }
-
-    pub(crate) fn blob_file_count(&self) -> usize {
-        self.tree.blob_file_count()
-    }
-
-    pub(crate) fn disk_space(&self) -> u64 {
-        self.tree.disk_space()
-    }
-}
-
 impl Drop for Tree {
     fn drop(&mut self) {
         if self.doomed.load(Ordering::Acquire) && !self.closed.load(Ordering::Acquire) {
@@ -553,77 +484,6 @@ impl Drop for Tree {
             }
         }
     }
-}
-
-/// Entries of one tree, from both ends, values still where they are.
-pub(crate) struct RawIter {
-    inner: Entries,
-    dir: Arc<Path>,
-}
-
-impl RawIter {
-    fn entry(&mut self, next: Step) -> Option<Result<(Slice, Slice)>> {
-        let Self { inner, dir } = self;
-        let entry = guarded("read from", dir, || next(inner).map(Guard::into_inner).transpose());
-        entry.transpose()
-    }
-
-    fn key(&mut self, next: Step) -> Option<Result<Slice>> {
-        let Self { inner, dir } = self;
-        let key = guarded("read from", dir, || next(inner).map(Guard::key).transpose());
-        key.transpose()
-    }
-
-    pub(crate) fn next_entry(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(Iterator::next)
-    }
-
-    pub(crate) fn next_entry_back(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(DoubleEndedIterator::next_back)
-    }
-
-    pub(crate) fn next_key(&mut self) -> Option<Result<Slice>> {
-        self.key(Iterator::next)
-    }
-
-    pub(crate) fn next_key_back(&mut self) -> Option<Result<Slice>> {
-        self.key(DoubleEndedIterator::next_back)
-    }
-}
-
-type Entries = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
-type Step = fn(&mut Entries) -> Option<IterGuardImpl>;
-
-/// Calls lsm-tree, which asserts on some damaged bytes instead of returning an error: a panic in
-/// there is corruption, not a bug of ours.
-fn guarded<T>(
-    operation: &'static str,
-    dir: &Path,
-    call: impl FnOnce() -> lsm_tree::Result<T>,
-) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(call))
-        .map_err(|_| {
-            let what = format!("lsm-tree cannot {operation} this directory; verify names the file");
-            Error::corrupt(dir, None, what)
-        })?
-        .map_err(|e| wrap(operation, dir, e))
-}
-
-/// Longer than any key: lsm-tree panics when asked for it.
-fn is_too_long(key: &[u8]) -> bool {
-    key.len() > KEY_LEN_MAX
-}
-
-/// Bounds that no key can equal, cut to the length of a key without moving a key across them:
-/// a key that equals the cut bound is a prefix of the whole one and so lies before it.
-fn shorten((start, end): (Bound<Slice>, Bound<Slice>)) -> (Bound<Slice>, Bound<Slice>) {
-    let cut = |bound: Bound<Slice>, cut: fn(Slice) -> Bound<Slice>| match bound {
-        Bound::Included(key) | Bound::Excluded(key) if is_too_long(&key) => {
-            cut(Slice::from(&key[..KEY_LEN_MAX]))
-        }
-        other => other,
-    };
-    (cut(start, Bound::Excluded), cut(end, Bound::Included))
 }
 
 fn configure(
@@ -659,39 +519,6 @@ fn configure(
         .data_block_compression_policy(blocks)
         .filter_policy(filter)
         .with_kv_separation(separation)
-}
-
-/// lsm-tree's errors name no file; the tree's directory is the closest that is known. `verify`
-/// finds the file and the offset.
-fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    match error {
-        // Offsets and lengths that lead nowhere are damage, whatever the operating system says.
-        lsm_tree::Error::Io(e)
-            if !matches!(e.kind(), UnexpectedEof | InvalidInput | InvalidData) =>
-        {
-            Error::io(operation, dir, uncover(e))
-        }
-        lsm_tree::Error::ChecksumMismatch { got, expected } => Error::corrupt_because(
-            dir,
-            None,
-            "a block's checksum does not match; verify names the file",
-            format!("{:032x}", expected.into_u128()),
-            format!("{:032x}", got.into_u128()),
-        ),
-        other => Error::corrupt(dir, None, format!("{other:?}; verify names the file")),
-    }
-}
-
-/// lsm-tree makes `current` by way of the crate tempfile, whose errors hide the operating system's
-/// number even from `source`: only their text has it. Running out of descriptors has no kind either.
-fn uncover(error: std::io::Error) -> std::io::Error {
-    let text = error.to_string();
-    let number = text.split_once("(os error ").and_then(|(_, rest)| rest.split_once(')'));
-    match number.and_then(|(number, _)| number.parse().ok()) {
-        Some(number) if error.raw_os_error().is_none() => std::io::Error::from_raw_os_error(number),
-        _ => error,
-    }
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use esker::{Config, Durability, Keyspace, Partition, PartitionOptions, Transfer};
+use esker::{Durability, Keyspace, Partition, PartitionOptions, Transfer};
 use esker::{VerifyOptions, verify};
 use esker_tests::chaos::{self, Model, Rng};
+use esker_tests::crash::script::config;
 
 const DIR: &str = "ESKER_TEST_KILL_DIR";
 const SEED: &str = "ESKER_TEST_KILL_SEED";
@@ -24,16 +25,6 @@ const NAMES: [&str; 3] = ["one", "two", "three"];
 const ROUNDS: u64 = 25;
 /// So many kills hit the same keyspace before a new one is begun.
 const GENERATIONS: u64 = 5;
-
-fn config(path: &Path) -> Config {
-    Config::new(path)
-        .memtable_bytes(8 << 10)
-        .write_buffer_bytes_max(64 << 10)
-        .journal_segment_bytes(8 << 10)
-        .journal_bytes_max(64 << 10)
-        .cache_bytes(1 << 20)
-        .worker_threads(2)
-}
 
 fn partition(keyspace: &Keyspace, at: usize) -> Partition {
     let options = PartitionOptions::default().block_bytes(512).table_bytes(8 << 10).l0_runs(2);

@@ -9,10 +9,12 @@ use std::process::ExitCode;
 
 use esker_tests::crash::worker::{self, Work};
 use esker_tests::crash::{LAYERS, Options, Outcome};
+use esker_tests::planted;
 
 const USAGE: &str = "usage: crash <layer> [--states N] [--seed S]";
 
 fn main() -> ExitCode {
+    planted::plant_from_environment();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // The layers start this program again, as the process that writes and dies.
     if arguments.first().is_some_and(|word| word == worker::COMMAND) {

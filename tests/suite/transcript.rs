@@ -4,7 +4,7 @@
 //! names and bytes below the scratch directory is normalised and compared with
 //! tests/golden/checkpoint.txt, or checkpoint-syncfs.txt where one `syncfs` takes the place of the
 //! single syncs. `ESKER_BLESS=1` writes the files anew. The rules that a transcript must obey are
-//! asserted as well, also for other kinds of checkpoint than the golden one.
+//! asserted as well, also for other kinds of checkpoint than the golden one, and for the first open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -56,8 +56,14 @@ fn taking_a_checkpoint_between_markers() {
         "copy" => keyspace.checkpoint().transfer(Transfer::Copy),
         _ => keyspace.checkpoint(),
     };
-    let _ = std::fs::File::open(BEGIN);
-    builder.write_to(dir.join("target")).unwrap();
+    if kind == "open" {
+        builder.write_to(dir.join("target")).unwrap();
+        let _ = std::fs::File::open(BEGIN);
+        drop(Config::new(dir.join("target")).worker_threads(1).open().unwrap());
+    } else {
+        let _ = std::fs::File::open(BEGIN);
+        builder.write_to(dir.join("target")).unwrap();
+    }
     let _ = std::fs::File::open(END);
 }
 
@@ -387,5 +393,25 @@ fn every_kind_of_checkpoint_is_durable_before_it_has_its_name() {
             let trees = events.iter().filter(is_current).count();
             assert!(trees >= if kind == "many" { 17 } else { 2 }, "{trees} trees were built");
         }
+    }
+}
+
+/// A power cut would bring CHECKPOINT back, beside trees that it does not describe.
+#[test]
+fn a_checkpoint_that_is_opened_loses_its_file_list_durably_before_its_trees_move_on() {
+    if !strace_works() {
+        return;
+    }
+    for dir in [chaos::memory_dir(), chaos::disk_dir()] {
+        let events = transcript("open", &dir);
+        let is_removal =
+            |e: &Event| matches!(e, Event::Remove(name) if name == "target/CHECKPOINT");
+        let removed = events.iter().position(is_removal).expect("the list is removed");
+        let is_install =
+            |e: &Event| matches!(e, Event::Rename(_, name) if name.ends_with("/current"));
+        let installed = events.iter().position(is_install).expect("what is replayed is flushed");
+        let text = || events.iter().map(Event::line).collect::<Vec<_>>().join("\n");
+        assert!(removed < installed, "{}", text());
+        assert!(is_synced(&events[..installed], "target", Some(&removed)), "{}", text());
     }
 }

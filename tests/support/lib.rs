@@ -5,6 +5,7 @@ pub mod child;
 pub mod crash;
 pub mod files;
 pub mod mounts;
+pub mod planted;
 pub mod random;
 pub mod store;
 

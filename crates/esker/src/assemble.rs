@@ -20,6 +20,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::files;
 use crate::listing::{CheckpointHead, FileRecord, How, Tally, encode_checkpoint};
 use crate::manifest::{self, Version};
+use crate::planted::{Bug, unless};
 use crate::progress::Progress;
 use crate::transfer::{Placed, Transfer, Way, can_link, link_if_equal};
 
@@ -79,7 +80,7 @@ impl Unfinished {
     }
 
     pub(crate) fn publish(mut self, target: &Path) -> Result<()> {
-        files::publish(&self.path, target)?;
+        unless(Bug::BuiltUnderItsName, || files::publish(&self.path, target))?;
         self.done = true;
         Ok(())
     }
@@ -405,10 +406,10 @@ impl Built {
         files::write_new(&path, &encode_checkpoint(head, &self.records)?)?;
         self.to_sync.push(path);
         if !files::sync_filesystem(dir)? {
-            for path in &self.to_sync {
-                files::sync(path)?;
-            }
-            files::sync_dir(dir)?;
+            unless(Bug::CheckpointFilesNotSynced, || {
+                self.to_sync.iter().try_for_each(|path| files::sync(path))
+            })?;
+            unless(Bug::CheckpointDirNotSynced, || files::sync_dir(dir))?;
         }
         Ok(Tally::of(&self.records))
     }

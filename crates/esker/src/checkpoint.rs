@@ -231,10 +231,18 @@ impl<'a> CheckpointBuilder<'a> {
     fn take(&mut self, shared: &Arc<Shared>, unfinished: &Unfinished) -> Result<Taken> {
         let dir = unfinished.path();
         // All pins go before a copy begins: the two holds and the version map in `frozen`.
-        let holds = (shared.journal.hold(), shared.jobs.hold_compactions());
+        let mut holds = Some((shared.journal.hold(), shared.jobs.hold_compactions()));
         let began = Instant::now();
         let frozen = freeze(shared)?;
         let mut plan = self.plan(shared, &frozen)?;
+        let left_out = self.left_out(&frozen.map);
+        let (seqno, freeze, mut pins) = (frozen.seqno, frozen.freeze, Some(frozen));
+        if is_planted(Bug::JournalNotHeld) {
+            holds = None;
+        }
+        if is_planted(Bug::VersionsNotPinned) {
+            (pins, holds) = (None, None);
+        }
         // Links on the keyspace's own filesystem take milliseconds; where the target cannot be
         // linked to, they are made here and copied once nothing is pinned any more.
         let direct = self.transfer == Transfer::Auto && plan.can_link_into(dir)?;
@@ -247,9 +255,7 @@ impl<'a> CheckpointBuilder<'a> {
             Progress::begin(Phase::Link, 0, 0),
             &mut *self.progress,
         )?;
-        let left_out = self.left_out(&frozen.map);
-        let (seqno, freeze) = (frozen.seqno, frozen.freeze);
-        drop((frozen, holds));
+        drop((pins, holds));
         let pinned = began.elapsed();
         shared.jobs.request(crate::jobs::Job::Tidy);
         if let Some(staging) = &staging {
@@ -289,7 +295,10 @@ impl<'a> CheckpointBuilder<'a> {
             ..branch(&stored, frozen.seqno)
         };
         catalog.partitions = wanted.iter().map(|entry| catalog_entry(entry)).collect();
-        assert!(segments.iter().all(|s| s.sealed), "a checkpoint links sealed segments only");
+        assert!(
+            is_planted(Bug::ActiveSegmentLinked) || segments.iter().all(|s| s.sealed),
+            "a checkpoint links sealed segments only"
+        );
         let segments = segments
             .iter()
             .map(|s| PlannedSegment { id: s.id, chain: s.chain, sealed: true })
@@ -334,7 +343,7 @@ fn freeze(shared: &Arc<Shared>) -> Result<Frozen> {
         let versions = Arc::clone(&shared.versions);
         let frozen = shared.committer.between(move |turn| {
             let began = Instant::now();
-            if !turn.journal().swap() {
+            if !is_planted(Bug::ActiveSegmentLinked) && !turn.journal().swap() {
                 // The prepared segment was used up since; the next round prepares another.
                 return Ok(None);
             }
@@ -342,7 +351,8 @@ fn freeze(shared: &Arc<Shared>) -> Result<Frozen> {
             Ok(Some(Frozen {
                 seqno: position.last_seqno,
                 time_ms: position.last_time_ms,
-                active_segment: position.active_segment,
+                active_segment: position.active_segment
+                    + u64::from(is_planted(Bug::ActiveSegmentLinked)),
                 map: versions.current(),
                 freeze: began.elapsed(),
             }))

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
+use crate::planted::{Bug, is_planted, unless};
 
 pub(crate) const LOCK: &str = "LOCK";
 pub(crate) const CATALOG: &str = "CATALOG";
@@ -102,6 +103,9 @@ pub(crate) fn parse_id(name: &str) -> Option<u64> {
 
 /// The hidden directory in which a checkpoint or copy for `target` is built, beside it.
 pub(crate) fn unfinished(target: &Path, tag: u64) -> Result<PathBuf> {
+    if is_planted(Bug::BuiltUnderItsName) {
+        return Ok(target.to_path_buf());
+    }
     let name = target.file_name().ok_or_else(|| {
         Error::InvalidInput(format!("{} does not name a directory to create", target.display()))
     })?;
@@ -136,7 +140,7 @@ pub(crate) fn create_dir_all_durably(path: &Path) -> Result<()> {
     }
     create_dir_all_durably(parent(path))?;
     create_dir(path)?;
-    sync_dir(parent(path))
+    unless(Bug::NewKeyspaceNameNotSynced, || sync_dir(parent(path)))
 }
 
 /// Makes what the directory names durable.
@@ -192,10 +196,16 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File> {
 /// An error of kind `Retry` means that the old file is still there. Once the rename is done nothing
 /// may be reported as if it were not: a failed sync of the directory is never `Retry`.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    if is_planted(Bug::CatalogWrittenInPlace) && path.exists() {
+        return fs::write(path, bytes)
+            .and_then(|()| File::open(path)?.sync_all())
+            .at("write", path);
+    }
     let temporary = path.with_extension(TEMPORARY_SUFFIX);
     remove_if_present(&temporary)?;
     let written = (|| {
-        write_new(&temporary, bytes)?.sync_all().at("sync", &temporary)?;
+        let file = write_new(&temporary, bytes)?;
+        unless(Bug::ReplacedFileNotSynced, || file.sync_all().at("sync", &temporary))?;
         let dir = File::open(parent(path)).at("open", parent(path))?;
         fs::rename(&temporary, path).at("rename", &temporary)?;
         Ok(dir)
@@ -205,7 +215,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
     })?;
     let undecided = |e: io::Error| io::Error::other(e.to_string());
-    dir.sync_all().map_err(undecided).at("sync the directory", parent(path))
+    unless(Bug::ReplacedNameNotSynced, || {
+        dir.sync_all().map_err(undecided).at("sync the directory", parent(path))
+    })
 }
 
 /// Whether `name` is the leftover of an interrupted [`replace`].
@@ -284,7 +296,7 @@ pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
         }
         Err(errno) => return Err(Error::io("rename", unfinished, errno.into())),
     }
-    sync_dir(parent(target))
+    unless(Bug::PublishedNameNotSynced, || sync_dir(parent(target)))
 }
 
 /// Who may have the keyspace open at the same time.

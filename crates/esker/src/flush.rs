@@ -16,6 +16,7 @@ use crate::jobs::Job;
 use crate::journal::writer::Journal;
 use crate::keyspace::Shared;
 use crate::partition::PartitionCore;
+use crate::planted::{Bug, is_planted, unless};
 use crate::tree::L0_RUNS_MAX;
 use crate::versions::flushed_upto;
 
@@ -39,8 +40,9 @@ impl Shared {
                 Ok(turn.seqno())
             })?
         };
-        self.journal.sync(Durability::SyncData)?;
+        unless(Bug::FlushedBeforeSync, || self.journal.sync(Durability::SyncData))?;
         tree.flush(&flushing, self.views.merge_threshold(boundary))?;
+        let boundary = boundary + if is_planted(Bug::FlushBoundaryTooHigh) { 3 } else { 0 };
         self.versions.refresh(core, &tree, Some(boundary));
         drop(flushing);
         self.flushes.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +132,9 @@ impl Shared {
     pub(crate) fn prepare_segment(&self) -> Result<()> {
         let mut catalog = self.catalog.lock();
         let Some(id) = self.journal.wants_segment() else { return Ok(()) };
+        if is_planted(Bug::CatalogBeforeSegment) {
+            self.write_catalog(&mut catalog, |stored| stored.last_segment = id)?;
+        }
         let prepared = Journal::prepare(
             &self.root,
             self.journal.identity(),
@@ -155,6 +160,10 @@ impl Shared {
         }
         let mut catalog = self.catalog.lock();
         let first = needed();
+        if is_planted(Bug::SegmentFreedBeforeCatalog) {
+            let freed = self.journal.with_segments(|segments| segments.take_before(first));
+            freed.iter().try_for_each(|id| files::remove(&files::segment(&self.root, *id)))?;
+        }
         self.write_catalog(&mut catalog, |stored: &mut Catalog| stored.first_segment = first)?;
         for id in self.journal.with_segments(|segments| segments.take_before(first)) {
             files::remove_if_present(&files::segment(&self.root, id))?;

@@ -1,30 +1,166 @@
 //! Known bugs that tests can switch on, to show that they would be found.
 //!
-//! Without the feature `planted` nothing of this exists in the program.
+//! Without the feature `planted` nothing of this exists in the program. The command `planted` of the
+//! package `esker-tests` plants one after the other and says which layer of the tests finds it.
 
-/// A bug that a test can plant.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Bug {
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// A bug that a test can plant.
+        #[derive(Copy, Clone, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        #[cfg(feature = "planted")]
+        impl Bug {
+            /// All of them, each with what is wrong.
+            pub const ALL: &[(Self, &str)] = &[$((Self::$name, concat!($($doc),+)),)+];
+        }
+    };
+}
+
+bugs! {
+    // Syncs that are left out.
+    /// A durable commit returns without a sync.
+    CommitNotSynced,
+    /// A segment that was swapped out is sealed and never synced.
+    SegmentNotSynced,
+    /// A new segment's header is not synced.
+    NewSegmentNotSynced,
+    /// The directory of a new segment is not synced.
+    NewSegmentNameNotSynced,
+    /// A file that replaces another is not synced before the rename.
+    ReplacedFileNotSynced,
+    /// The directory of a replaced file is not synced.
+    ReplacedNameNotSynced,
+    /// The directory of the trees is not synced when one is added.
+    NewTreeNameNotSynced,
+    /// The directory of a new keyspace is not synced in the one above it.
+    NewKeyspaceNameNotSynced,
+    /// The directories of a new keyspace are not synced in it.
+    NewKeyspaceNotSynced,
+    /// A published checkpoint's new name is not synced.
+    PublishedNameNotSynced,
+    /// What a checkpoint wrote or copied is not synced, nor the directories in it.
+    CheckpointFilesNotSynced,
+    /// A checkpoint's own directory is not synced.
+    CheckpointDirNotSynced,
+    /// Tables are installed before the journal is synced.
+    FlushedBeforeSync,
+    /// CATALOG is written before the journal is synced.
+    CatalogBeforeSync,
+    /// Replay makes a tree for a clear and does not sync its name.
+    ReplayedTreeNotSynced,
+    /// The first open of a checkpoint removes its list of files and does not sync that.
+    FileListRemovalNotSynced,
+
+    // The wrong order.
+    /// A segment is sealed first and synced then.
+    SealedBeforeSync,
+    /// Segments are deleted before CATALOG lets go of them.
+    SegmentFreedBeforeCatalog,
+    /// CATALOG lists a segment that is not there yet.
+    CatalogBeforeSegment,
+    /// CATALOG names a tree that is not there yet.
+    CatalogBeforeTree,
+    /// CATALOG is truncated and written where it is.
+    CatalogWrittenInPlace,
+    /// A checkpoint is built under its final name.
+    BuiltUnderItsName,
+    /// Recovery deletes the old journal before CATALOG lets go of it.
+    OldJournalRemovedBeforeCatalog,
+    /// Recovery deletes cleared and dropped trees before CATALOG lets go of them.
+    SupersededRemovedBeforeCatalog,
+    /// A dropped partition's tree is deleted before CATALOG lets go of it.
+    TreeRemovedBeforeCatalog,
+
+    // Checks that are left out.
+    /// A frame's payload is not compared with its hash.
+    PayloadHashSkipped,
+    /// Frames are not compared with the chain.
+    ChainNotChecked,
+    /// A segment's uuid, timeline and number are not looked at.
+    IdentityNotChecked,
+    /// Whole frames behind a broken one prove nothing.
+    RotTakenForTornTail,
+    /// A torn tail is taken for damage.
+    TornTailTakenForRot,
+    /// A journal that ends before what is known to be durable is accepted.
+    ShortJournalAccepted,
+    /// CATALOG's checksum is not looked at.
+    CatalogChecksumSkipped,
+    /// A version manifest is not compared with the checksum in `current`.
+    CurrentNotChecked,
+    /// A tree older than its floor is accepted.
+    FloorNotChecked,
+    /// CATALOG never raises the floor of a tree.
+    FloorNotRaised,
+    /// `verify` does not compare tables with their hashes.
+    TableHashSkipped,
+
+    // Failures that are handled badly.
+    /// A sync that failed is tried again.
+    SyncRetried,
+    /// A sync that failed poisons nothing.
+    FailedSyncForgotten,
+    /// A sync that failed is taken for a success.
+    SyncErrorIgnored,
+    /// A write to the journal that failed is taken for a success.
+    WriteErrorIgnored,
+    /// Only one write is made for a group, however much of it was taken.
+    ShortWriteIgnored,
+    /// A version that may have been installed is installed again.
+    UndecidedInstallRetried,
+
+    // Concurrency and bookkeeping.
     /// A checkpoint takes the trees' versions after the freeze instead of in it.
     VersionsClonedAfterTheFreeze,
+    /// A checkpoint links the segment that is still written to.
+    ActiveSegmentLinked,
+    /// A checkpoint lets go of the journal before it has linked it.
+    JournalNotHeld,
+    /// A checkpoint lets go of the versions before it has linked their tables.
+    VersionsNotPinned,
+    /// A flush claims commits that came after it.
+    FlushBoundaryTooHigh,
+    /// A segment is freed when one of its partitions does not need it any more.
+    SegmentFreedTooEarly,
+    /// A merge takes no notice of open snapshots.
+    SnapshotsForgotten,
+    /// Replay leaves out what a clear did.
+    ClearNotReplayed,
+    /// Replay leaves out drops.
+    DropNotReplayed,
+    /// An open keyspace still counts as cleanly closed.
+    CleanMarkKept,
+    /// What was replayed is not written to tables before the old journal goes.
+    ReplayedNotFlushed,
 }
 
 #[cfg(feature = "planted")]
-static PLANTED: std::sync::Mutex<Option<Bug>> = std::sync::Mutex::new(None);
+static PLANTED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(NONE);
+#[cfg(feature = "planted")]
+const NONE: usize = usize::MAX;
 
 /// Plants a bug for the whole process, or removes it.
 #[cfg(feature = "planted")]
 pub fn plant(bug: Option<Bug>) {
-    *PLANTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = bug;
+    let bug = bug.map_or(NONE, |bug| bug as usize);
+    PLANTED.store(bug, std::sync::atomic::Ordering::SeqCst);
 }
 
 #[cfg(feature = "planted")]
 pub(crate) fn is_planted(bug: Bug) -> bool {
-    *PLANTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(bug)
+    PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as usize
 }
 
 #[cfg(not(feature = "planted"))]
 pub(crate) fn is_planted(_bug: Bug) -> bool {
     false
+}
+
+/// Does what is right, unless `bug` is planted.
+pub(crate) fn unless<E>(bug: Bug, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    if is_planted(bug) { Ok(()) } else { step() }
 }

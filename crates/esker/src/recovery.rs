@@ -21,6 +21,7 @@ use crate::files::{self, Access, KeyspaceLock};
 use crate::journal::format::Identity;
 use crate::journal::writer::Journal;
 use crate::manifest::Checked;
+use crate::planted::{Bug, is_planted, unless};
 use crate::replay::Replay;
 use crate::survey::{Kind, kind_of, load_catalog, plan_journal, segments_on_disk, survey_tree};
 use crate::tree;
@@ -72,10 +73,12 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         catalog.clean = false;
         catalog.store(root)?;
         files::remove_if_present(&files::checkpoint(root))?;
+        // Or a power cut brings it back beside trees that it does not describe.
+        unless(Bug::FileListRemovalNotSynced, || files::sync_dir(root))?;
     }
     let mut replay = Replay::open_trees(root, &catalog, &plan, config)?;
     replay.run(root, &plan)?;
-    replay.flush_all(plan.last_seqno)?;
+    unless(Bug::ReplayedNotFlushed, || replay.flush_all(plan.last_seqno))?;
     let old_last = catalog.last_segment;
     if std::mem::take(&mut catalog.fork_on_open) {
         let (uuid, timeline) = (catalog.uuid, catalog.timeline);
@@ -86,9 +89,15 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     let prepared =
         Journal::prepare(root, identity, old_last + 1, config.journal_segment_bytes, now_ms())?;
     let versions = replay.finish(&mut catalog, &plan);
-    catalog.clean = false;
+    catalog.clean = is_planted(Bug::CleanMarkKept);
     catalog.first_segment = old_last + 1;
     catalog.last_segment = old_last + 1;
+    if is_planted(Bug::SupersededRemovedBeforeCatalog) {
+        replay.remove_superseded();
+    }
+    if is_planted(Bug::OldJournalRemovedBeforeCatalog) {
+        remove_segments_before(root, old_last + 1)?;
+    }
     catalog.store(root)?;
     replay.remove_superseded();
     remove_segments_before(root, old_last + 1)?;
@@ -137,9 +146,9 @@ fn create(root: &Path) -> Result<()> {
     for dir in [files::journal(root), files::partitions(root), files::staging(root)] {
         files::create_dir(&dir)?;
     }
-    files::sync_dir(root)?;
+    unless(Bug::NewKeyspaceNotSynced, || files::sync_dir(root))?;
     // The directory may be one that an interrupted attempt made and did not sync.
-    files::sync_dir(files::parent(root))?;
+    unless(Bug::NewKeyspaceNameNotSynced, || files::sync_dir(files::parent(root)))?;
     Catalog::new(files::random_u128(), files::random_u128()).store(root)
 }
 

@@ -16,6 +16,7 @@ use crate::journal::format::Identity;
 use crate::journal::items::{Item, Items};
 use crate::journal::reader::{self, Frame};
 use crate::partition::PartitionCore;
+use crate::planted::{Bug, is_planted, unless};
 use crate::survey::JournalPlan;
 use crate::tree::{self, Slice, Tree};
 use crate::versions::Versions;
@@ -116,11 +117,13 @@ impl<'a> Replay<'a> {
                     };
                     target.tree.apply(Slice::from(key), None, frame.seqno);
                 }
+                Item::Clear { .. } if is_planted(Bug::ClearNotReplayed) => {}
                 Item::Clear { partition } => {
                     if self.target(partition, frame.seqno, &corrupt)?.is_some() {
                         self.clear(partition, frame.seqno)?;
                     }
                 }
+                Item::Drop { .. } if is_planted(Bug::DropNotReplayed) => {}
                 Item::Drop { partition } => {
                     self.dropped.extend(self.live.remove(&partition));
                 }
@@ -153,7 +156,8 @@ impl<'a> Replay<'a> {
         files::create_dir(&dir)?;
         let tree = Arc::new(Tree::open(&dir, id, &target.core.options, &self.trees)?);
         files::sync_dir(&dir)?;
-        files::sync_dir(&files::partitions(&self.root))?;
+        let partitions = files::partitions(&self.root);
+        unless(Bug::ReplayedTreeNotSynced, || files::sync_dir(&partitions))?;
         target.core.begin_generation(seqno, Arc::clone(&tree));
         // Nobody flushes the old one, which is there until the generations are retired.
         std::mem::replace(&mut target.tree, tree).account().close();

@@ -18,6 +18,7 @@ use crate::journal::items;
 use crate::keyspace::Shared;
 use crate::options::PartitionOptions;
 use crate::partition::{PartitionCore, check_name};
+use crate::planted::{Bug, is_planted, unless};
 use crate::tree::Tree;
 use crate::versions::Entry;
 
@@ -44,13 +45,22 @@ impl Shared {
             return Ok(core);
         }
         let (id, tree_id) = (catalog.next_partition, catalog.next_tree);
-        let tree = self.create_tree(tree_id, &options)?;
         let entry = PartitionEntry {
             id,
             tree: tree_id,
             name: name.to_owned(),
             options: options.clone(),
             floor: Floor::default(),
+        };
+        let tree = if is_planted(Bug::CatalogBeforeTree) {
+            self.write_catalog(&mut catalog, |stored| {
+                stored.next_partition = id + 1;
+                stored.next_tree = tree_id + 1;
+                stored.partitions.push(entry.clone());
+            })?;
+            self.create_tree(tree_id, &options)?
+        } else {
+            self.create_tree(tree_id, &options)?
         };
         self.write_catalog(&mut catalog, |stored| {
             stored.next_partition = id + 1;
@@ -88,7 +98,8 @@ impl Shared {
             files::create_dir(&dir)?;
             let tree = Tree::open(&dir, id, options, &self.trees)?;
             files::sync_dir(&dir)?;
-            files::sync_dir(&files::partitions(&self.root))?;
+            let partitions = files::partitions(&self.root);
+            unless(Bug::NewTreeNameNotSynced, || files::sync_dir(&partitions))?;
             Ok(Arc::new(tree))
         };
         create().inspect_err(|_| {
@@ -141,6 +152,9 @@ impl Shared {
             })
         };
         logged?;
+        if is_planted(Bug::TreeRemovedBeforeCatalog) {
+            files::remove_dir_if_present(core.tree().dir())?;
+        }
         self.write_catalog(&mut catalog, |_| {})?;
         core.doom();
         Ok(true)
@@ -156,7 +170,7 @@ impl Shared {
         let map = self.versions.current();
         let position = self.journal.position();
         // CATALOG must not run ahead of the journal.
-        self.journal.sync(Durability::SyncData)?;
+        unless(Bug::CatalogBeforeSync, || self.journal.sync(Durability::SyncData))?;
         let mut renewed = Catalog::clone(catalog);
         renewed.last_seqno = position.last_seqno;
         renewed.last_time_ms = position.last_time_ms;
@@ -183,11 +197,12 @@ impl Shared {
 
 /// A live partition as CATALOG has it.
 pub(crate) fn catalog_entry(entry: &Entry) -> PartitionEntry {
+    let version = if is_planted(Bug::FloorNotRaised) { 0 } else { entry.version.id };
     PartitionEntry {
         id: entry.core.id,
         tree: entry.tree.id,
         name: entry.core.name.clone(),
         options: entry.core.options.clone(),
-        floor: Floor { version: entry.version.id, flushed_upto: entry.flushed_upto },
+        floor: Floor { version, flushed_upto: entry.flushed_upto },
     }
 }

@@ -13,6 +13,7 @@ use crate::files;
 use crate::journal::format::{Identity, SEGMENT_HEADER_LEN};
 use crate::journal::reader::{self, Scan, Tail};
 use crate::manifest::{self, Checked};
+use crate::planted::{Bug, is_planted};
 
 /// What a directory is, as far as its names tell.
 pub(crate) enum Kind {
@@ -72,7 +73,7 @@ pub(crate) fn survey_tree(
         return Err(Error::corrupt(&files::current(&dir), None, "the file is missing"));
     }
     let checked = manifest::check(&dir)?;
-    if checked.version.id < entry.floor.version {
+    if checked.version.id < entry.floor.version && !is_planted(Bug::FloorNotChecked) {
         return Err(Error::corrupt_because(
             &files::current(&dir),
             Some(0),
@@ -218,7 +219,7 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
     }
     let floor = catalog.partitions.iter().map(|p| p.floor.flushed_upto).max().unwrap_or(0);
     let durable = catalog.last_seqno.max(floor);
-    if plan.last_seqno < durable {
+    if plan.last_seqno < durable && !is_planted(Bug::ShortJournalAccepted) {
         let (last, offset) = plan.torn.or(end).unzip();
         let last = last.unwrap_or(catalog.first_segment);
         return Err(Error::corrupt_because(

@@ -41,6 +41,7 @@ use crate::files;
 use crate::manifest::{BlobEntry, TableEntry, Version};
 use crate::memory::{Account, WriteBuffer, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
+use crate::planted::{Bug, is_planted};
 use crate::views::Views;
 
 /// Super-versions carry 0 or 1; this collects all but the newest.
@@ -404,7 +405,10 @@ impl Tree {
             (same, files::read(&files::current(&self.dir)))
         };
         let id = on_disk.ok().and_then(|bytes| Some(u64::from_le_bytes(*bytes.first_chunk()?)));
-        if same || id.is_some_and(|id| id <= self.tree.current_version().id()) {
+        if same
+            || is_planted(Bug::UndecidedInstallRetried)
+            || id.is_some_and(|id| id <= self.tree.current_version().id())
+        {
             return error;
         }
         self.undecided.store(true, Ordering::Release);

@@ -18,6 +18,7 @@ use crate::error::{Corruption, Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
 use crate::journal::reader::Tail;
 use crate::listing;
+use crate::planted::{Bug, is_planted};
 use crate::progress::{Phase, Progress};
 use crate::survey;
 
@@ -468,7 +469,7 @@ fn check_file(task: &Task, read: &mut dyn FnMut(u64)) -> Result<Option<Problem>>
         read(len as u64);
     }
     let found = hasher.digest128();
-    if found == task.expected {
+    if found == task.expected || is_planted(Bug::TableHashSkipped) {
         return Ok(None);
     }
     Ok(Some(Problem {

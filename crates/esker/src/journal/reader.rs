@@ -14,6 +14,7 @@ use super::format::{
     SegmentHeader,
 };
 use crate::error::{Corruption, Error, IoContext, Result};
+use crate::planted::{Bug, is_planted};
 
 const READ_BUFFER_BYTES: usize = 1 << 20;
 /// No history is ever so long; above it arithmetic could overflow.
@@ -71,6 +72,13 @@ pub(crate) fn scan(
     if read_frames(&file, path, seed, &mut scan, visit)? == End::Unexplained {
         scan.tail = classify_tail(&file, path, seed, &scan)?;
     }
+    scan.tail = match scan.tail {
+        Tail::Broken(_) if is_planted(Bug::RotTakenForTornTail) => Tail::Torn,
+        Tail::Torn if is_planted(Bug::TornTailTakenForRot) => {
+            return Err(Error::corrupt(path, Some(scan.end), "a torn tail"));
+        }
+        tail => tail,
+    };
     Ok(scan)
 }
 
@@ -164,14 +172,15 @@ fn next_frame(
     input.read_exact(&mut bytes).at("read", path)?;
     let Some(header) = FrameHeader::decode(&bytes, seed) else { return Ok(None) };
     let chain = format::chain_of(&bytes, scan.chain);
-    if chain != format::stored_chain(&bytes) || header.payload_len > left - FRAME_HEADER_LEN as u64
-    {
+    let chained = chain == format::stored_chain(&bytes) || is_planted(Bug::ChainNotChecked);
+    if !chained || header.payload_len > left - FRAME_HEADER_LEN as u64 {
         return Ok(None);
     }
     payload.clear();
     input.by_ref().take(header.payload_len).read_to_end(payload).at("read", path)?;
+    let hashed = format::payload_hash(payload) == header.payload_hash;
     let whole = payload.len() as u64 == header.payload_len
-        && format::payload_hash(payload) == header.payload_hash;
+        && (hashed || is_planted(Bug::PayloadHashSkipped));
     Ok(whole.then_some((header, chain)))
 }
 

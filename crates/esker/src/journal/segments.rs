@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::planted::{Bug, is_planted};
+
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) id: u64,
@@ -57,8 +59,12 @@ impl Segments {
     /// The id of the first segment that is still needed, given how far each partition is in tables
     /// (`u64::MAX` for one that is gone).
     pub(crate) fn first_needed(&self, flushed_upto: impl Fn(u32) -> u64) -> u64 {
+        let unflushed = |(&p, &seqno): (&u32, &u64)| seqno > flushed_upto(p);
         let needed = |segment: &Segment| {
-            !segment.sealed || segment.highest.iter().any(|(&p, &seqno)| seqno > flushed_upto(p))
+            let mut held = segment.highest.iter();
+            let too_early = is_planted(Bug::SegmentFreedTooEarly);
+            let holds = if too_early { held.all(unflushed) } else { held.any(unflushed) };
+            !segment.sealed || holds
         };
         let active = self.all.back().map_or(0, |s| s.id);
         self.all.iter().find(|s| needed(s)).map_or(active, |s| s.id)

@@ -16,6 +16,7 @@
 //! reserves the space, so that a full disk shows when a segment is prepared and not in a commit.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,7 @@ use super::segments::Segments;
 use crate::Durability;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::files;
+use crate::planted::{Bug, is_planted, unless};
 
 /// Above this a payload is written by itself instead of being copied into the group's buffer.
 const COPY_BYTES_MAX: usize = 64 << 10;
@@ -184,8 +186,8 @@ impl Journal {
             let file = files::create_file(&path)?;
             preallocate(&file, &path, segment_bytes + SEAL_ROOM)?;
             file.write_all_at(&header.encode(), 0).at("write", &path)?;
-            file.sync_all().at("sync", &path)?;
-            files::sync_dir(&files::journal(root))?;
+            unless(Bug::NewSegmentNotSynced, || file.sync_all().at("sync", &path))?;
+            unless(Bug::NewSegmentNameNotSynced, || files::sync_dir(&files::journal(root)))?;
             Ok(file)
         };
         let file = build().inspect_err(|_| {
@@ -250,6 +252,7 @@ impl Journal {
         }
         match state.active.write(group, &mut state.group) {
             Ok(chain) => state.active.chain = chain,
+            Err(_) if is_planted(Bug::WriteErrorIgnored) => {}
             Err(error) if error.kind() == ErrorKind::Retry => {
                 state.active.unwrite();
                 return Err(error);
@@ -292,12 +295,16 @@ impl Journal {
         if durability < Durability::SyncAll && file.synced_len.load(Ordering::Acquire) >= end {
             return Ok(());
         }
-        let synced = match durability {
+        let sync = || match durability {
             Durability::SyncAll => file.file.sync_all(),
             _ => file.file.sync_data(),
         };
+        let synced = match sync_or_planted(&sync) {
+            Err(error) if is_planted(Bug::FailedSyncForgotten) => Err(error).at("sync", &file.path),
+            synced => synced.at("sync", &file.path).map_err(|error| self.poison(error)),
+        };
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        synced.at("sync", &file.path).map_err(|error| self.poison(error))?;
+        synced?;
         file.synced_len.fetch_max(end, Ordering::AcqRel);
         Ok(())
     }
@@ -339,12 +346,18 @@ impl Journal {
         loop {
             self.check_poison()?;
             let Some(oldest) = self.state.lock().retired.first().cloned() else { return Ok(()) };
-            oldest.sync().map_err(|error| self.poison(error))?;
+            let sync = || oldest.sync().map_err(|error| self.poison(error));
+            if !is_planted(Bug::SealedBeforeSync) {
+                unless(Bug::SegmentNotSynced, sync)?;
+            }
             let (sealed_len, chain) = match oldest.seal() {
                 Ok(sealed) => sealed,
                 Err(error) if error.kind() == ErrorKind::Retry => return Err(error),
                 Err(error) => return Err(self.poison(error)),
             };
+            if is_planted(Bug::SealedBeforeSync) {
+                sync()?;
+            }
             self.syncs.fetch_add(1, Ordering::Relaxed);
             let mut state = self.state.lock();
             state.retired.remove(0);
@@ -482,6 +495,10 @@ impl Active {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> Result<u64> {
+        if is_planted(Bug::ShortWriteIgnored) {
+            self.file.file.write_at(bytes, at).at("write", &self.file.path)?;
+            return Ok(at + bytes.len() as u64);
+        }
         // write_all_at goes on after a short write and after EINTR.
         self.file.file.write_all_at(bytes, at).at("write", &self.file.path)?;
         Ok(at + bytes.len() as u64)
@@ -520,6 +537,18 @@ impl Retired {
         file.write_all_at(&frame, self.end).at("write", path)?;
         file.set_len(len).at("truncate", path)?;
         Ok((len, chain))
+    }
+}
+
+/// Syncs once: what a failed sync has lost, a second one would not bring back.
+fn sync_or_planted(sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    if is_planted(Bug::CommitNotSynced) {
+        return Ok(());
+    }
+    match sync() {
+        Err(_) if is_planted(Bug::SyncRetried) => sync(),
+        Err(_) if is_planted(Bug::SyncErrorIgnored) => Ok(()),
+        synced => synced,
     }
 }
 

@@ -38,8 +38,6 @@ bugs! {
     NewTreeNameNotSynced,
     /// The directory of a new keyspace is not synced in the one above it.
     NewKeyspaceNameNotSynced,
-    /// The directories of a new keyspace are not synced in it.
-    NewKeyspaceNotSynced,
     /// A published checkpoint's new name is not synced.
     PublishedNameNotSynced,
     /// What a checkpoint wrote or copied is not synced, nor the directories in it.

@@ -146,7 +146,7 @@ fn create(root: &Path) -> Result<()> {
     for dir in [files::journal(root), files::partitions(root), files::staging(root)] {
         files::create_dir(&dir)?;
     }
-    unless(Bug::NewKeyspaceNotSynced, || files::sync_dir(root))?;
+    files::sync_dir(root)?;
     // The directory may be one that an interrupted attempt made and did not sync.
     unless(Bug::NewKeyspaceNameNotSynced, || files::sync_dir(files::parent(root)))?;
     Catalog::new(files::random_u128(), files::random_u128()).store(root)

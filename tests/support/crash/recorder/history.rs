@@ -80,6 +80,8 @@ pub struct History {
     pub events: BTreeMap<u64, Event>,
     /// The sequence numbers of the changes of partitions, in the order in which they happened.
     pub structure: Vec<u64>,
+    /// The newest commit when the change of partitions with this number was begun.
+    pub begun_at: BTreeMap<u64, u64>,
     /// Commits that may be under way at the same time, changes of partitions included.
     pub threads: u64,
 }
@@ -103,6 +105,7 @@ impl History {
         };
         self.events.insert(seqno, event);
         self.structure.push(seqno);
+        self.begun_at.insert(seqno, range.start() - 1);
         Ok(())
     }
 

@@ -158,11 +158,12 @@ fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) ->
     }
     let mut expected = history.model_at(seqno);
     // CATALOG has a new partition before its commit is in the journal, and in either case before
-    // that is synced: it may be there, empty, and has to be once somebody was told.
+    // that is synced: it may be there, empty, and has to be once somebody was told. What was
+    // committed when its creation began is synced before that CATALOG is written.
     for (at, event) in history.events.range(seqno + 1..) {
         let Event::Create(name) = event else { continue };
         let there = found.get(name).is_some_and(Entries::is_empty);
-        if known.created.contains(at) || (there && *at <= seqno + 1 + history.threads) {
+        if known.created.contains(at) || (there && history.begun_at[at] <= seqno) {
             expected.entry(name.clone()).or_default();
         }
     }

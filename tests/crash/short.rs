@@ -4,12 +4,14 @@ mod states;
 
 use std::time::Duration;
 
+use esker::planted::Bug;
 use esker_tests::chaos;
 use esker_tests::crash::judge::{Cut, Story};
 use esker_tests::crash::process::Running;
 use esker_tests::crash::said::{Line, Said};
 use esker_tests::crash::worker::{self, Work};
 use esker_tests::crash::{LAYERS, Options, Outcome, script};
+use esker_tests::planted::{Hunt, Hunter, hunters};
 
 /// Runs one layer with few states; a layer that cannot run here says so.
 fn short(name: &str, states: u64) {
@@ -53,6 +55,25 @@ fn enospc() {
 #[test]
 fn power() {
     short("power", 6);
+}
+
+/// The whole table is what the program `planted` prints.
+#[test]
+fn planted_bugs_are_found_and_nothing_is_found_without_one() {
+    let program = env!("CARGO_BIN_EXE_planted").into();
+    let hunter = Hunter { program, seed: chaos::seed("planted"), limit: Duration::from_secs(120) };
+    for bug in [Bug::ReplacedFileNotSynced, Bug::CatalogBeforeTree, Bug::FlushBoundaryTooHigh] {
+        match hunter.hunt(Some(bug), hunters(bug)) {
+            Hunt::Found { layer, seed, how } => eprintln!("{bug:?}: {layer}, seed {seed}: {how}"),
+            Hunt::NotFound => panic!("{bug:?} was not found"),
+            Hunt::Skipped { missing } => eprintln!("SKIPPED {bug:?}: {missing}"),
+        }
+    }
+    match hunter.hunt(None, &["recorder", "subset"]) {
+        Hunt::NotFound => {}
+        Hunt::Found { layer, how, .. } => panic!("{layer} found what was not planted: {how}"),
+        Hunt::Skipped { missing } => eprintln!("SKIPPED the canary: {missing}"),
+    }
 }
 
 /// The canary: a judge that accepts everything would be worth nothing.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use esker::planted::Bug;
 use esker_tests::crash::worker::{self, Work};
 use esker_tests::crash::{LAYERS, Options};
-use esker_tests::planted::{self, Hunt, hunters};
+use esker_tests::planted::{self, Hunt, Hunter, hunters};
 
 const USAGE: &str = "usage: planted [--bug NAME|none] [--layer NAME] [--seed S] [--seconds N]";
 /// Each bug must be found within ten minutes.
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 
 fn portion(words: &[String]) -> Option<ExitCode> {
     let [layer, states, seed] = words else { return None };
-    let layer = LAYERS.iter().find(|known| known.name == layer)?;
+    let layer = planted::layer(layer)?;
     let options = Options { states: states.parse().ok()?, seed: seed.parse().ok()? };
     Some(planted::run_portion(layer, &options))
 }
@@ -105,7 +105,9 @@ fn row(bug: Option<Bug>, arguments: &Arguments) -> Hunt {
     };
     let name = bug.map_or_else(|| "none (the canary)".to_owned(), |bug| format!("{bug:?}"));
     let began = Instant::now();
-    let hunt = planted::hunt(bug, &layers, arguments.seed, arguments.limit);
+    let program = std::env::current_exe().expect("the own program");
+    let Arguments { seed, limit, .. } = *arguments;
+    let hunt = Hunter { program, seed, limit }.hunt(bug, &layers);
     let seconds = began.elapsed().as_secs_f64();
     let (layer, seed, text) = match &hunt {
         Hunt::Found { layer, seed, how } => (*layer, seed.to_string(), how.as_str()),

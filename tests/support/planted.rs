@@ -6,6 +6,7 @@
 //! fails. What must stay true: without a bug the same portions pass (`Bug` none), or finding would
 //! mean nothing.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,11 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
     }
 }
 
+/// The layer of a name.
+pub fn layer(name: &str) -> Option<&'static Layer> {
+    LAYERS.iter().find(|layer| layer.name == name)
+}
+
 /// So many states are one portion of a layer.
 fn portion(layer: &str) -> u64 {
     match layer {
@@ -109,31 +115,13 @@ pub enum Hunt {
     },
 }
 
-/// Hunts for a bug until it is found or the time is up; `None` hunts for nothing, which nobody may
-/// find, with one portion of each layer.
-pub fn hunt(bug: Option<Bug>, layers: &[&str], seed: u64, limit: Duration) -> Hunt {
-    let began = Instant::now();
-    let mut missing = Vec::new();
-    for round in 0.. {
-        let left = limit.saturating_sub(began.elapsed());
-        if left.is_zero() || missing.len() == layers.len() || (bug.is_none() && round > 0) {
-            break;
-        }
-        missing.clear();
-        for name in layers {
-            let Some(layer) = LAYERS.iter().find(|layer| layer.name == *name) else {
-                missing.push(format!("there is no layer {name}"));
-                continue;
-            };
-            let seed = seed.wrapping_add(round);
-            match portion_in_child(bug, layer, seed, limit.saturating_sub(began.elapsed())) {
-                Portion::Passed => {}
-                Portion::Failed(how) => return Hunt::Found { layer: layer.name, seed, how },
-                Portion::Skipped(reason) => missing.push(reason),
-            }
-        }
-    }
-    if missing.is_empty() { Hunt::NotFound } else { Hunt::Skipped { missing: missing.join("; ") } }
+/// Where and how long to look.
+#[derive(Clone, Debug)]
+pub struct Hunter {
+    /// The program `planted`, which runs the portions.
+    pub program: PathBuf,
+    pub seed: u64,
+    pub limit: Duration,
 }
 
 enum Portion {
@@ -142,26 +130,59 @@ enum Portion {
     Skipped(String),
 }
 
-fn portion_in_child(bug: Option<Bug>, layer: &Layer, seed: u64, limit: Duration) -> Portion {
-    let mut command = Command::new(std::env::current_exe().expect("the own program"));
-    command.arg(COMMAND).arg(layer.name);
-    command.args([portion(layer.name), seed].map(|number| number.to_string()));
-    command.env_remove(VARIABLE);
-    command.envs(bug.map(|bug| (VARIABLE, format!("{bug:?}"))));
-    let running = match Running::start(command) {
-        Ok(running) => running,
-        Err(error) => return Portion::Skipped(format!("start a process: {error}")),
-    };
-    match running.wait(limit) {
-        Err(error) => Portion::Skipped(format!("wait for a process: {error}")),
-        // The time is up; that alone says nothing.
-        Ok(finished) if finished.hung => Portion::Passed,
-        Ok(finished) => match finished.status.code() {
+impl Hunter {
+    /// Hunts for a bug until it is found or the time is up. `None` hunts for nothing, which nobody
+    /// may find, with one portion of each layer.
+    pub fn hunt(&self, bug: Option<Bug>, layers: &[&str]) -> Hunt {
+        let began = Instant::now();
+        let mut missing = Vec::new();
+        for round in 0.. {
+            if began.elapsed() >= self.limit
+                || missing.len() == layers.len()
+                || (bug.is_none() && round > 0)
+            {
+                break;
+            }
+            missing.clear();
+            for name in layers {
+                let Some(layer) = layer(name) else {
+                    missing.push(format!("there is no layer {name}"));
+                    continue;
+                };
+                let seed = self.seed.wrapping_add(round);
+                match self.portion(bug, layer, seed, self.limit.saturating_sub(began.elapsed())) {
+                    Portion::Passed => {}
+                    Portion::Failed(how) => return Hunt::Found { layer: layer.name, seed, how },
+                    Portion::Skipped(reason) => missing.push(reason),
+                }
+            }
+        }
+        let none_ran = missing.len() == layers.len();
+        if none_ran { Hunt::Skipped { missing: missing.join("; ") } } else { Hunt::NotFound }
+    }
+
+    fn portion(&self, bug: Option<Bug>, layer: &Layer, seed: u64, limit: Duration) -> Portion {
+        let mut command = Command::new(&self.program);
+        command.arg(COMMAND).arg(layer.name);
+        command.args([portion(layer.name), seed].map(|number| number.to_string()));
+        command.env_remove(VARIABLE);
+        command.envs(bug.map(|bug| (VARIABLE, format!("{bug:?}"))));
+        let running = match Running::start(command) {
+            Ok(running) => running,
+            Err(error) => return Portion::Skipped(format!("start a process: {error}")),
+        };
+        let finished = match running.wait(limit) {
+            Ok(finished) => finished,
+            Err(error) => return Portion::Skipped(format!("wait for a process: {error}")),
+        };
+        match finished.status.code() {
+            // The time is up; that alone says nothing.
+            _ if finished.hung => Portion::Passed,
             Some(0) => Portion::Passed,
             Some(3) => Portion::Skipped(last_line(&finished.stderr)),
             Some(1) => Portion::Failed(last_line(&finished.stderr)),
             _ => Portion::Failed(format!("{}: {}", finished.status, last_line(&finished.stderr))),
-        },
+        }
     }
 }
 

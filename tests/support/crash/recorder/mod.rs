@@ -87,17 +87,18 @@ pub fn run(model: Model, options: &Options, mistake: Option<Mistake>) -> Outcome
     }
     let began = Instant::now();
     let mut explorer = Explorer { model, mistake, options: *options, passed: 0, failures: vec![] };
-    let rounds = WORKLOADS.len() as u64 + 1;
-    let quota = (options.states / rounds).clamp(12, 3000);
+    // Every other round is one of recovery: few operations, and all of them matter.
+    let rounds = 2 * WORKLOADS.len();
+    let quota = (options.states / rounds as u64).clamp(12, 3000);
     for round in 0.. {
         if explorer.judged() >= options.states || explorer.failures.len() >= FAILURES_MAX {
             break;
         }
         let quota = quota.min(options.states - explorer.judged());
-        let seed = Rng::new(options.seed ^ (round << 32)).bits();
-        match WORKLOADS.get((round % rounds) as usize) {
-            Some(workload) => explorer.round(workload, seed, quota),
-            None => explorer.recovery_round(seed, quota),
+        let seed = Rng::new(options.seed ^ ((round as u64) << 32)).bits();
+        match round % rounds {
+            at if at % 2 == 0 => explorer.round(&WORKLOADS[at / 2], seed, quota),
+            _ => explorer.recovery_round(seed, quota),
         }
         explorer.tell(began);
     }

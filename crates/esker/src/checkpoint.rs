@@ -146,7 +146,7 @@ impl<'a> CheckpointBuilder<'a> {
     }
 
     /// Calls `callback` again and again, on this thread. It must not use the keyspace: files are
-    /// held while it runs.
+    /// held while it runs. Closing it or taking another checkpoint from there is refused.
     pub fn progress(mut self, callback: impl FnMut(Progress) + 'a) -> Self {
         self.progress = Box::new(callback);
         self
@@ -165,6 +165,7 @@ impl<'a> CheckpointBuilder<'a> {
         let began = Instant::now();
         let target = target.as_ref();
         let shared = Arc::clone(self.keyspace.open_shared()?);
+        shared.check_not_called_back()?;
         let _open = shared.begin_operation()?;
         check_target(&shared.root, target)?;
         let _one_at_a_time = shared.backup.lock();

@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
@@ -62,8 +62,8 @@ pub(crate) struct Shared {
     pub(crate) tables_pressure: AtomicPressure,
     pub(crate) catalog: Mutex<Catalog>,
     pub(crate) backup: Mutex<()>,
-    /// How many operations are under way that `close` has to wait for.
-    operations: Mutex<usize>,
+    /// The operations under way that `close` has to wait for, each by its thread.
+    operations: Mutex<Vec<ThreadId>>,
     idle: Condvar,
     pub(crate) flushes: AtomicU64,
     pub(crate) compactions: AtomicU64,
@@ -80,12 +80,19 @@ pub(crate) struct Shared {
 }
 
 /// An operation that [`Shared::close`] waits for.
-pub(crate) struct Operation<'a>(&'a Shared);
+pub(crate) struct Operation<'a> {
+    shared: &'a Shared,
+    thread: ThreadId,
+}
 
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
-        *self.0.operations.lock() -= 1;
-        self.0.idle.notify_all();
+        let mut operations = self.shared.operations.lock();
+        if let Some(at) = operations.iter().rposition(|thread| *thread == self.thread) {
+            operations.swap_remove(at);
+        }
+        drop(operations);
+        self.shared.idle.notify_all();
     }
 }
 
@@ -324,7 +331,7 @@ impl Shared {
             tables_pressure: AtomicPressure::default(),
             catalog: Mutex::new(recovered.catalog),
             backup: Mutex::new(()),
-            operations: Mutex::new(0),
+            operations: Mutex::default(),
             idle: Condvar::new(),
             flushes: AtomicU64::new(0),
             compactions: AtomicU64::new(0),
@@ -362,8 +369,19 @@ impl Shared {
     pub(crate) fn begin_operation(&self) -> Result<Operation<'_>> {
         let mut operations = self.operations.lock();
         self.check_writable()?;
-        *operations += 1;
-        Ok(Operation(self))
+        let thread = std::thread::current().id();
+        operations.push(thread);
+        Ok(Operation { shared: self, thread })
+    }
+
+    /// Refuses what would wait for an operation of its own thread, and so for ever: a checkpoint
+    /// calls back while it is under way.
+    pub(crate) fn check_not_called_back(&self) -> Result<()> {
+        if self.operations.lock().contains(&std::thread::current().id()) {
+            let what = "a checkpoint's callback can neither close the keyspace nor take another";
+            return Err(Error::InvalidInput(what.into()));
+        }
+        Ok(())
     }
 
     /// Segments and bytes of the journal on disk.
@@ -449,6 +467,7 @@ impl Shared {
 
     /// Closes once; later calls find it done.
     fn close(&self) -> Result<()> {
+        self.check_not_called_back()?;
         let mut closed = self.closed.lock();
         if std::mem::replace(&mut *closed, true) {
             return Ok(());
@@ -457,7 +476,7 @@ impl Shared {
             // Checkpoints, flushes and changes of partitions that are under way finish first.
             let mut operations = self.operations.lock();
             self.closing.store(true, Ordering::Release);
-            self.idle.wait_while(&mut operations, |count| *count > 0);
+            self.idle.wait_while(&mut operations, |operations| !operations.is_empty());
         }
         self.committer.close();
         self.stall.relieve();

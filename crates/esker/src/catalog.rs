@@ -5,6 +5,7 @@
 //! a CATALOG that starts behind it is durable. Readers refuse anything that falls short of it: a
 //! tree older than its floor, a missing segment, a journal that ends before `last_seqno`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -181,7 +182,11 @@ impl Catalog {
     fn decode_body(input: &mut Take<'_>) -> std::result::Result<Option<Self>, Truncated> {
         let (uuid, timeline) = (input.u128()?, input.u128()?);
         let flags = input.u8()?;
+        let nowhere = Origin { uuid: 0, timeline: 0, seqno: 0 };
         let origin = Origin { uuid: input.u128()?, timeline: input.u128()?, seqno: input.u64()? };
+        if flags >= 8 || (flags & 4 == 0 && origin != nowhere) {
+            return Ok(None);
+        }
         let mut catalog = Self {
             uuid,
             timeline,
@@ -197,6 +202,7 @@ impl Catalog {
             last_segment: input.u64()?,
             partitions: Vec::new(),
         };
+        let (mut trees, mut names) = (BTreeSet::new(), BTreeSet::new());
         for _ in 0..input.u32()? {
             let (id, tree) = (input.u32()?, input.u64()?);
             let name_len = input.u16()? as usize;
@@ -205,7 +211,9 @@ impl Catalog {
             };
             let Some(options) = PartitionOptions::decode(input)? else { return Ok(None) };
             let floor = Floor { version: input.u64()?, flushed_upto: input.u64()? };
-            if id >= catalog.next_partition || tree >= catalog.next_tree {
+            let in_order = catalog.partitions.last().is_none_or(|last| last.id < id);
+            let unique = trees.insert(tree) && names.insert(name.clone());
+            if id >= catalog.next_partition || tree >= catalog.next_tree || !in_order || !unique {
                 return Ok(None);
             }
             catalog.partitions.push(PartitionEntry { id, tree, name, options, floor });
@@ -281,6 +289,19 @@ pub(crate) mod tests {
             }
             assert!(Catalog::decode(&bytes[..i], path).is_err(), "cut at {i}");
         }
+    }
+
+    #[test]
+    fn partitions_that_share_an_id_a_tree_or_a_name_are_refused() {
+        let refuse = |change: &dyn Fn(&mut Vec<PartitionEntry>)| {
+            let mut catalog = example();
+            change(&mut catalog.partitions);
+            assert!(Catalog::decode(&catalog.encode(), Path::new("CATALOG")).is_err());
+        };
+        refuse(&|partitions| partitions[1].id = 1);
+        refuse(&|partitions| partitions[1].tree = 5);
+        refuse(&|partitions| partitions[1].name = "users".into());
+        refuse(&|partitions| partitions.reverse());
     }
 
     #[test]

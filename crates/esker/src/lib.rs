@@ -45,6 +45,8 @@ mod copy;
 mod error;
 mod files;
 mod flush;
+#[doc(hidden)]
+pub mod fuzzing;
 mod jobs;
 mod journal;
 mod keyspace;
@@ -83,33 +85,6 @@ pub use statistics::{PartitionStatistics, Statistics};
 pub use transfer::Transfer;
 pub use tree::Slice;
 pub use verify::{Problem, TornTail, VerifyOptions, VerifyReport, verify};
-
-/// Entry points for the fuzz targets; not part of the API.
-#[doc(hidden)]
-pub mod fuzzing {
-    use std::path::Path;
-
-    use crate::journal::format::Identity;
-    use crate::journal::items::Items;
-    use crate::journal::reader;
-
-    /// The identity that a fuzzed segment has to carry.
-    pub const UUID: u128 = 1;
-    /// Its timeline.
-    pub const TIMELINE: u128 = 2;
-
-    /// Reads the file as journal segment 1; returns the frames and items found.
-    pub fn read_segment(path: &Path) -> crate::Result<(u64, u64)> {
-        let identity = Identity { uuid: UUID, timeline: TIMELINE };
-        let mut items = 0;
-        let scan = reader::scan(path, 1, identity, &mut |frame| {
-            items += Items::new(frame.payload, frame.items).filter(Result::is_ok).count() as u64;
-            Ok(())
-        })?;
-        assert!(scan.end <= scan.len, "a segment ends where its file does");
-        Ok((scan.frames, items))
-    }
-}
 
 /// The README's example, so that it compiles and runs.
 #[cfg(doctest)]

@@ -137,17 +137,21 @@ fn checkpoint_hash(version: &str, body: &str) -> u128 {
 
 /// Reads and checks the CHECKPOINT file of `dir`.
 pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
+    let path = files::checkpoint(dir);
+    decode_checkpoint(&files::read(&path)?, &path)
+}
+
+/// Parses and checks `bytes`, which were read from `path`.
+pub(crate) fn decode_checkpoint(bytes: &[u8], path: &Path) -> Result<CheckpointFile> {
     #[derive(Deserialize)]
     struct Body {
         #[serde(flatten)]
         head: CheckpointHead,
         files: Vec<FileRecord>,
     }
-    let path = files::checkpoint(dir);
-    let bytes = files::read(&path)?;
-    let corrupt = |offset: u64, what: &str| Error::corrupt(&path, Some(offset), what.to_owned());
+    let corrupt = |offset: u64, what: &str| Error::corrupt(path, Some(offset), what.to_owned());
     let text =
-        std::str::from_utf8(&bytes).map_err(|e| corrupt(e.valid_up_to() as u64, "not UTF-8"))?;
+        std::str::from_utf8(bytes).map_err(|e| corrupt(e.valid_up_to() as u64, "not UTF-8"))?;
     let (first, body) =
         text.split_once('\n').ok_or_else(|| corrupt(0, "there is no first line"))?;
     let words: Vec<&str> = first.split(' ').collect();
@@ -157,7 +161,7 @@ pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
     let computed = format!("{:032x}", checkpoint_hash(version, body));
     if hash != computed {
         return Err(Error::corrupt_because(
-            &path,
+            path,
             Some(first.len() as u64 + 1),
             "the hash does not match the content",
             hash,
@@ -167,7 +171,7 @@ pub(crate) fn read_checkpoint(dir: &Path) -> Result<CheckpointFile> {
     let version = version.parse().map_err(|_| corrupt(0, "the version is no number"))?;
     if version != CHECKPOINT_VERSION {
         return Err(Error::UnsupportedFormat {
-            path,
+            path: path.to_path_buf(),
             found: version,
             supported: CHECKPOINT_VERSION,
         });

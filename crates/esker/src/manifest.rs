@@ -112,27 +112,48 @@ impl Version {
         out
     }
 
+    /// Parses the manifest at `path`, if it is the one that `current` was written for.
+    pub(crate) fn check(bytes: &[u8], id: u64, expected: u128, path: &Path) -> Result<Self> {
+        let found = xxh3_128(bytes);
+        if found != expected && !is_planted(Bug::CurrentNotChecked) {
+            return Err(Error::corrupt_because(
+                path,
+                None,
+                "the manifest is not the one that `current` was written for",
+                format!("{expected:032x}"),
+                format!("{found:032x}"),
+            ));
+        }
+        Self::decode(bytes, id, path)
+    }
+
     /// Parses a manifest whose checksum was right; an error still names what is odd about it.
     fn decode(bytes: &[u8], id: u64, path: &Path) -> Result<Self> {
         let odd = |what: &str| Error::corrupt(path, None, what.to_owned());
+        check_contents(bytes).ok_or_else(|| odd("the table of contents is not whole"))?;
         let reader = sfa::Reader::from_reader(&mut Cursor::new(bytes))
             .map_err(|e| odd(&format!("the archive cannot be read: {e:?}")))?;
         let section = |name: &str| {
             let entry = reader.toc().section(name.as_bytes());
             entry
-                .and_then(|e| bytes.get(e.pos() as usize..(e.pos() + e.len()) as usize))
+                .and_then(|e| bytes.get(e.pos() as usize..e.pos().checked_add(e.len())? as usize))
                 .ok_or_else(|| odd(&format!("the section {name} is missing")))
         };
         let format = section("format_version")?;
         if format != [FORMAT_VERSION] || section("level_count")? != [LEVELS] {
             return Err(odd("the manifest has a format or level count that lsm-tree 3.1 lacks"));
         }
-        let truncated = |_: Truncated| odd("a section ends too early");
+        let separates_values = match section("tree_type")? {
+            [0] => false,
+            [1] => true,
+            _ => return Err(odd("the manifest is of a tree of no known type")),
+        };
+        let wrong = |_: Truncated| odd("a section does not hold what it should");
         Ok(Self {
             id,
-            separates_values: section("tree_type")? == [1],
-            levels: decode_tables(&mut Take::new(section("tables")?)).map_err(truncated)?,
-            blobs: decode_blobs(&mut Take::new(section("blob_files")?)).map_err(truncated)?,
+            separates_values,
+            levels: decode_tables(&mut Take::new(section("tables")?)).map_err(wrong)?,
+            blobs: decode_blobs(&mut Take::new(section("blob_files")?)).map_err(wrong)?,
             gc_stats: section("blob_gc_stats")?.to_vec(),
         })
     }
@@ -154,7 +175,7 @@ fn decode_tables(
         }
         levels.push(level);
     }
-    Ok(levels)
+    (input.is_empty() && levels.len() == usize::from(LEVELS)).then_some(levels).ok_or(Truncated)
 }
 
 fn decode_blobs(input: &mut Take<'_>) -> std::result::Result<Vec<BlobEntry>, Truncated> {
@@ -163,7 +184,7 @@ fn decode_blobs(input: &mut Take<'_>) -> std::result::Result<Vec<BlobEntry>, Tru
         let (id, _hash) = (input.u64()?, input.u8()?);
         blobs.push(BlobEntry { id, checksum: input.u128()? });
     }
-    Ok(blobs)
+    input.is_empty().then_some(blobs).ok_or(Truncated)
 }
 
 /// `current`: version id, xxh3-128 of `v<id>`, hash kind.
@@ -175,10 +196,22 @@ pub(crate) fn encode_current(id: u64, manifest: &[u8]) -> Vec<u8> {
     out
 }
 
-fn decode_current(bytes: &[u8]) -> Option<(u64, u128)> {
-    let mut input = Take::new(bytes);
-    let (id, checksum, hash) = (input.u64().ok()?, input.u128().ok()?, input.u8().ok()?);
-    (input.is_empty() && hash == HASH_XXH3).then_some((id, checksum))
+/// The version id and the checksum of its manifest.
+pub(crate) fn decode_current(bytes: &[u8], path: &Path) -> Result<(u64, u128)> {
+    let parse = || {
+        let mut input = Take::new(bytes);
+        let (id, checksum, hash) = (input.u64().ok()?, input.u128().ok()?, input.u8().ok()?);
+        (input.is_empty() && hash == HASH_XXH3).then_some((id, checksum))
+    };
+    parse().ok_or_else(|| {
+        Error::corrupt_because(
+            path,
+            Some(0),
+            "this is no pointer to a version manifest",
+            format!("{CURRENT_LEN} bytes that end in 0"),
+            format!("{} bytes", bytes.len()),
+        )
+    })
 }
 
 /// The end of every table and blob file (an `sfa` archive): magic, version, hash kind, hash and
@@ -186,6 +219,24 @@ fn decode_current(bytes: &[u8]) -> Option<(u64, u128)> {
 const TRAILER_LEN: usize = 4 + 1 + 1 + 16 + 8 + 8;
 /// A table's contents have a few dozen bytes per section and about ten sections.
 const CONTENTS_LEN_MAX: u64 = 1 << 20;
+
+/// Whether the table of contents at the end of a manifest holds as many entries as it says. `sfa`
+/// allocates for that number before it reads the first one.
+fn check_contents(archive: &[u8]) -> Option<()> {
+    let trailer_at = archive.len().checked_sub(TRAILER_LEN)?;
+    let position = Take::new(archive.get(trailer_at + 22..)?).u64().ok()?;
+    let contents = archive.get(usize::try_from(position).ok()?..trailer_at)?;
+    let mut input = Take::new(contents);
+    if input.bytes(4).ok()? != b"TOC!" {
+        return None;
+    }
+    for _ in 0..input.u32().ok()? {
+        let (_position, _len) = (input.u64().ok()?, input.u64().ok()?);
+        let name_len = input.u16().ok()?;
+        input.bytes(name_len.into()).ok()?;
+    }
+    input.is_empty().then_some(())
+}
 
 /// Checks the table of contents of a table or blob file. lsm-tree allocates what it says before it
 /// looks at its hash.
@@ -227,15 +278,7 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
 pub(crate) fn check(tree: &Path) -> Result<Checked> {
     let current_path = files::current(tree);
     let current = files::read(&current_path)?;
-    let (id, expected) = decode_current(&current).ok_or_else(|| {
-        Error::corrupt_because(
-            &current_path,
-            Some(0),
-            "this is no pointer to a version manifest",
-            format!("{CURRENT_LEN} bytes that end in 0"),
-            format!("{} bytes", current.len()),
-        )
-    })?;
+    let (id, expected) = decode_current(&current, &current_path)?;
     let path = files::version(tree, id);
     let manifest = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -245,16 +288,6 @@ pub(crate) fn check(tree: &Path) -> Result<Checked> {
         }
         Err(e) => return Err(Error::io("read", &path, e)),
     };
-    let found = xxh3_128(&manifest);
-    if found != expected && !is_planted(Bug::CurrentNotChecked) {
-        return Err(Error::corrupt_because(
-            &path,
-            None,
-            "the manifest is not the one that `current` was written for",
-            format!("{expected:032x}"),
-            format!("{found:032x}"),
-        ));
-    }
-    let version = Version::decode(&manifest, id, &path)?;
+    let version = Version::check(&manifest, id, expected, &path)?;
     Ok(Checked { version, manifest, current })
 }

@@ -5,7 +5,7 @@
 //! is one of four things (`Tail`), of which only `Broken` means that something durable is gone.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -60,6 +60,54 @@ pub(crate) struct Scan {
     pub(crate) tail: Tail,
 }
 
+/// Where the bytes of a segment are: in a file, or, for the fuzz targets, in memory.
+pub(crate) trait Source {
+    fn len(&self) -> io::Result<u64>;
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+    fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
+    /// Where there are bytes that were written, at or behind `at`; preallocated space has none.
+    /// `None`: nowhere. Filesystems that cannot tell have them everywhere.
+    fn next_data(&self, at: u64) -> Option<u64>;
+}
+
+impl Source for File {
+    fn len(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, at)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, at)
+    }
+
+    fn next_data(&self, at: u64) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => return Some(data),
+            Err(rustix::io::Errno::NXIO) => return None,
+            Err(_) => {}
+        }
+        Some(at)
+    }
+}
+
+/// A [`Source`] as a stream.
+struct Stream<'a> {
+    source: &'a dyn Source,
+    at: u64,
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
 /// Reads the segment `id` at `path`, shows every good frame to `visit`, in order, and tells how the
 /// segment ends.
 pub(crate) fn scan(
@@ -68,9 +116,21 @@ pub(crate) fn scan(
     identity: Identity,
     visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
 ) -> Result<Scan> {
-    let (file, seed, mut scan) = begin(path, id, identity)?;
-    if read_frames(&file, path, seed, &mut scan, visit)? == End::Unexplained {
-        scan.tail = classify_tail(&file, path, seed, &scan)?;
+    let file = File::open(path).at("open", path)?;
+    scan_source(&file, path, id, identity, visit)
+}
+
+/// [`scan`] for what `source` holds.
+pub(crate) fn scan_source(
+    source: &dyn Source,
+    path: &Path,
+    id: u64,
+    identity: Identity,
+    visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
+) -> Result<Scan> {
+    let (seed, mut scan) = begin(source, path, id, identity)?;
+    if read_frames(source, path, seed, &mut scan, visit)? == End::Unexplained {
+        scan.tail = classify_tail(source, path, seed, &scan)?;
     }
     scan.tail = match scan.tail {
         Tail::Broken(_) if is_planted(Bug::RotTakenForTornTail) => Tail::Torn,
@@ -89,15 +149,16 @@ pub(crate) fn replay(
     identity: Identity,
     visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
 ) -> Result<()> {
-    let (file, seed, mut scan) = begin(path, id, identity)?;
+    let file = File::open(path).at("open", path)?;
+    let (seed, mut scan) = begin(&file, path, id, identity)?;
     read_frames(&file, path, seed, &mut scan, visit).map(|_| ())
 }
 
-fn begin(path: &Path, id: u64, identity: Identity) -> Result<(File, u64, Scan)> {
-    let file = File::open(path).at("open", path)?;
-    let len = file.metadata().at("inspect", path)?.len();
+fn begin(source: &dyn Source, path: &Path, id: u64, identity: Identity) -> Result<(u64, Scan)> {
+    let len = source.len().at("inspect", path)?;
     let mut header = Vec::with_capacity(SEGMENT_HEADER_LEN);
-    (&file).take(SEGMENT_HEADER_LEN as u64).read_to_end(&mut header).at("read", path)?;
+    let mut stream = Stream { source, at: 0 }.take(SEGMENT_HEADER_LEN as u64);
+    stream.read_to_end(&mut header).at("read", path)?;
     let seed = SegmentHeader::decode(&header, path, id, identity)?.chain_seed();
     let scan = Scan {
         id,
@@ -111,7 +172,7 @@ fn begin(path: &Path, id: u64, identity: Identity) -> Result<(File, u64, Scan)> 
         synced_len: 0,
         tail: Tail::Open,
     };
-    Ok((file, seed, scan))
+    Ok((seed, scan))
 }
 
 #[derive(PartialEq, Eq)]
@@ -122,15 +183,16 @@ enum End {
     Unexplained,
 }
 
-/// Reads on from the segment header, where `file` stands.
+/// Reads on from the segment header.
 fn read_frames(
-    file: &File,
+    source: &dyn Source,
     path: &Path,
     seed: u64,
     scan: &mut Scan,
     visit: &mut dyn FnMut(Frame<'_>) -> Result<()>,
 ) -> Result<End> {
-    let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, file);
+    let buffer_bytes = buffer_bytes(scan.len.saturating_sub(scan.end));
+    let mut input = BufReader::with_capacity(buffer_bytes, Stream { source, at: scan.end });
     let mut payload = Vec::new();
     while let Some((frame, chain)) = next_frame(&mut input, path, seed, scan, &mut payload)? {
         if frame.kind == FrameKind::Seal {
@@ -156,9 +218,14 @@ fn read_frames(
     Ok(End::Unexplained)
 }
 
+/// No more than what is left to read.
+fn buffer_bytes(left: u64) -> usize {
+    left.min(READ_BUFFER_BYTES as u64) as usize
+}
+
 /// The next frame with its chain value; `None` if what follows is no good frame.
 fn next_frame(
-    input: &mut BufReader<&File>,
+    input: &mut BufReader<Stream<'_>>,
     path: &Path,
     seed: u64,
     scan: &Scan,
@@ -236,16 +303,16 @@ fn check_seal(path: &Path, scan: &Scan, seal: &FrameHeader, payload: &[u8]) -> T
 
 /// Tells preallocated zeros from a torn write from rot: looks for a whole frame behind the bad
 /// place that was written when the bad place was already durable.
-fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tail> {
+fn classify_tail(source: &dyn Source, path: &Path, seed: u64, scan: &Scan) -> Result<Tail> {
     let (mut window, mut at, mut only_zeros) = (Vec::new(), scan.end, true);
-    while let Some(data_at) = next_data(file, at) {
+    while let Some(data_at) = source.next_data(at) {
         if data_at > at {
             // A gap of zeros: no magic number reaches across it.
             window.clear();
             at = data_at;
         }
         let window_at = at - window.len() as u64;
-        let read = read_chunk(file, path, at, &mut window)?;
+        let read = read_chunk(source, path, at, scan.len, &mut window)?;
         if read == 0 {
             break;
         }
@@ -257,7 +324,7 @@ fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tai
         let candidates = if zeros { &[][..] } else { &window[..] };
         for found in occurrences(candidates, &FRAME_MAGIC) {
             let offset = window_at + found as u64;
-            if proves_durable(file, path, seed, scan, offset)? {
+            if proves_durable(source, path, seed, scan, offset)? {
                 return Ok(Tail::Broken(Box::new(Corruption {
                     path: path.to_path_buf(),
                     offset: Some(scan.end),
@@ -273,25 +340,19 @@ fn classify_tail(file: &File, path: &Path, seed: u64, scan: &Scan) -> Result<Tai
     Ok(if only_zeros { Tail::Open } else { Tail::Torn })
 }
 
-/// Where the file has bytes that were written, at or behind `at`; preallocated space has not.
-/// `None`: nowhere. Filesystems that cannot tell have them everywhere.
-fn next_data(file: &File, at: u64) -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
-        Ok(data) => return Some(data),
-        Err(rustix::io::Errno::NXIO) => return None,
-        Err(_) => {}
-    }
-    Some(at)
-}
-
-/// Appends what lies at `at`, up to a buffer's worth; 0 at the end of the file.
-fn read_chunk(file: &File, path: &Path, at: u64, window: &mut Vec<u8>) -> Result<u64> {
+/// Appends what lies at `at`, up to a buffer's worth; 0 at the end, which is at `len`.
+fn read_chunk(
+    source: &dyn Source,
+    path: &Path,
+    at: u64,
+    len: u64,
+    window: &mut Vec<u8>,
+) -> Result<u64> {
     let begin = window.len();
-    window.resize(begin + READ_BUFFER_BYTES, 0);
+    window.resize(begin + buffer_bytes(len.saturating_sub(at)), 0);
     let read = loop {
-        match file.read_at(&mut window[begin..], at) {
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+        match source.read_at(&mut window[begin..], at) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             other => break other.at("read", path)?,
         }
     };
@@ -304,12 +365,18 @@ fn occurrences<'a>(window: &'a [u8], magic: &'a [u8; 4]) -> impl Iterator<Item =
 }
 
 /// Whether a whole frame of this segment lies at `offset` and says that `scan.end` was durable.
-fn proves_durable(file: &File, path: &Path, seed: u64, scan: &Scan, offset: u64) -> Result<bool> {
+fn proves_durable(
+    source: &dyn Source,
+    path: &Path,
+    seed: u64,
+    scan: &Scan,
+    offset: u64,
+) -> Result<bool> {
     let mut bytes = [0; FRAME_HEADER_LEN];
     if offset + FRAME_HEADER_LEN as u64 > scan.len {
         return Ok(false);
     }
-    file.read_exact_at(&mut bytes, offset).at("read", path)?;
+    source.read_exact_at(&mut bytes, offset).at("read", path)?;
     let Some(header) = FrameHeader::decode(&bytes, seed) else { return Ok(false) };
     let fits = header.payload_len <= scan.len - offset - FRAME_HEADER_LEN as u64;
     let later = scan.last_seqno.is_none_or(|last| header.seqno >= last);
@@ -317,7 +384,7 @@ fn proves_durable(file: &File, path: &Path, seed: u64, scan: &Scan, offset: u64)
         return Ok(false);
     }
     let mut payload = vec![0; header.payload_len as usize];
-    file.read_exact_at(&mut payload, offset + FRAME_HEADER_LEN as u64).at("read", path)?;
+    source.read_exact_at(&mut payload, offset + FRAME_HEADER_LEN as u64).at("read", path)?;
     Ok(format::payload_hash(&payload) == header.payload_hash)
 }
 

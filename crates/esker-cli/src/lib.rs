@@ -1,4 +1,5 @@
-//! The `esker` program: arguments, dispatch, exit codes.
+//! The `esker` program: arguments, dispatch, exit codes. A library, so that the fuzz targets reach its
+//! parsers; not one to build on.
 //!
 //! Every command is one module that parses into an `Args` and does its work in `run`. A command
 //! never exits by itself: it returns, so that whatever it holds (locks, temporary directories,
@@ -9,6 +10,8 @@ mod demo;
 mod digest;
 mod escape;
 mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 mod info;
 mod kv;
 mod load;
@@ -52,7 +55,8 @@ enum Command {
     Verify(checkpoint::VerifyArgs),
 }
 
-fn main() -> ExitCode {
+/// The whole program, on the arguments of this process.
+pub fn main() -> ExitCode {
     let cli = parse();
     match dispatch(&cli.command, Console::new(cli.quiet)) {
         Ok(()) => ExitCode::SUCCESS,

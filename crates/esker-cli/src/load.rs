@@ -20,7 +20,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::{self, Bar, Console, say};
 use crate::store;
 
-pub use lines::JsonEntry;
+pub use lines::{JsonEntry, split};
 
 /// The shortest key the engine refuses.
 const KEY_BYTES_TOO_MANY: u64 = 1 << 16;

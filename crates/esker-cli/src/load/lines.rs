@@ -35,7 +35,7 @@ pub fn load_tsv(inputs: &[PathBuf], escaped: bool, sink: &mut Sink<'_>) -> Outco
 }
 
 /// Splits at the first tab; without one, all is key.
-fn split(line: &[u8]) -> (&[u8], &[u8]) {
+pub fn split(line: &[u8]) -> (&[u8], &[u8]) {
     match line.iter().position(|&byte| byte == b'\t') {
         Some(tab) => (&line[..tab], &line[tab + 1..]),
         None => (line, &[]),
@@ -84,7 +84,7 @@ impl JsonEntry {
     }
 
     /// Key and value of a line; the error is a clause that says what is wrong.
-    fn parse(line: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
+    pub fn parse(line: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
         let entry: Self = serde_json::from_slice(line).map_err(|error| without_line(&error))?;
         let key = one_of("key", entry.key, entry.key_hex)?;
         let value = one_of("value", entry.value, entry.value_hex)?;

@@ -9,6 +9,7 @@ mod copy;
 mod exactness;
 mod filesystems;
 mod full_disk;
+mod fuzz;
 mod independence;
 mod iteration;
 mod kill;

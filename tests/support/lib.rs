@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod child;
 pub mod crash;
 pub mod files;
+pub mod fuzz;
 pub mod mounts;
 pub mod planted;
 pub mod random;

@@ -3,6 +3,7 @@
 pub mod chaos;
 pub mod child;
 pub mod crash;
+pub mod ends;
 pub mod files;
 pub mod fuzz;
 pub mod mounts;

@@ -14,6 +14,7 @@ mod fuzz;
 mod independence;
 mod iteration;
 mod kill;
+mod neighbours;
 mod options;
 mod readonly;
 mod recovery;

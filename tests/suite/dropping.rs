@@ -158,9 +158,9 @@ fn an_open_that_cannot_start_all_its_workers_ends_those_it_started() {
         let pages: u64 = status.split(' ').next().unwrap().parse().unwrap();
         let tight = Rlimit { current: Some(pages * 4096 + (40 << 20)), maximum: before.maximum };
         for _ in 0..TIMES {
-            setrlimit(Resource::As, tight.clone()).unwrap();
+            setrlimit(Resource::As, tight).unwrap();
             let opened = small(path).worker_threads(60).cache_bytes(1 << 20).open();
-            setrlimit(Resource::As, before.clone()).unwrap();
+            setrlimit(Resource::As, before).unwrap();
             let error = opened.unwrap_err();
             assert!(error.to_string().contains("worker thread"), "{error}");
             assert_no_worker();

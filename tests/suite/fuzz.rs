@@ -46,12 +46,11 @@ fn run_all(last: &Path) {
         assert!(!inputs.is_empty(), "{name} has no seeds");
         inputs.extend(examples::of(name).into_iter().map(|(_, bytes)| bytes));
         let mut rng = Rng::new(seed);
-        let mutations = chaos::rounds(MUTATIONS);
+        let mutations = chaos::rounds(MUTATIONS) as usize;
         let mutated = std::iter::repeat_with(|| mutation::mutated(&mut rng, &inputs));
-        let mutated: Vec<_> = mutated.take(mutations as usize).collect();
-        for input in inputs.iter().chain(&mutated) {
-            fs::write(last, [name.as_bytes(), b"\n", input].concat()).unwrap();
-            target(input);
+        for input in inputs.iter().cloned().chain(mutated.take(mutations)) {
+            fs::write(last, [name.as_bytes(), b"\n", &input].concat()).unwrap();
+            target(&input);
         }
     }
 }

@@ -112,9 +112,9 @@ fn a_partition_that_is_rarely_flushed_loses_nothing_to_one_that_often_is() {
         assert_eq!((number(&often), number(&rarely)), (written, written / 10));
         drop((often, rarely));
         if written % 1200 == 0 {
-            store.crash()
+            store.crash();
         } else {
-            store.close()
+            store.close();
         }
         store.open();
         let (often, rarely) = (store.partition("often"), store.partition("rarely"));

@@ -60,7 +60,8 @@ pub fn is_child() -> bool {
 /// No thread of a keyspace lives in this process, no file of this one is open, its lock is free.
 pub fn assert_nothing_left(path: &Path) {
     assert_no_worker();
-    assert_eq!(open_below(path), [PathBuf::new(); 0], "files outlived their keyspace");
+    let open = open_below(path);
+    assert!(open.is_empty(), "files outlived their keyspace: {open:?}");
     if let Ok(lock) = File::open(path.join("LOCK")) {
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("LOCK is free");
     }

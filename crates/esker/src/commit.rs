@@ -12,64 +12,36 @@
 //! What must stay true: between two groups no batch is half-applied, everything appended is visible,
 //! and the order of the journal is the order of sequence numbers.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::thread::Thread;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use parking_lot::Mutex;
 
 use crate::Durability;
 use crate::batch::Change;
 use crate::error::{Error, Result};
 use crate::jobs::{Job as BackgroundJob, Jobs};
 use crate::journal::writer::{Journal, Outgoing};
+use crate::planted::{Bug, is_planted};
+use crate::queue::{Limits, Member, Queue, Serve};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::views::Views;
 
-/// A group takes no more than this; the rest is the next group's.
-const GROUP_BYTES_MAX: usize = 4 << 20;
-const GROUP_LEN_MAX: usize = 256;
-/// A leader serves so many groups beyond its own before it hands over: a hand-over costs a wake-up,
-/// a leader kept longer costs its own caller.
-const EXTRA_GROUPS: usize = 4;
-/// Looks at the outcome this often before going to sleep.
-const SPINS: usize = 60;
-
-const WAITING: u8 = 0;
-const LEAD: u8 = 1;
-const DONE: u8 = 2;
-
-struct Write {
+pub(crate) struct Write {
     outgoing: Outgoing,
     changes: Vec<Change>,
     durability: Durability,
 }
 
-type Between = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
+pub(crate) type Between = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
 
-enum Job {
+pub(crate) enum Job {
     Write(Write),
     Between(Between),
-}
-
-struct Request {
-    state: AtomicU8,
-    job: Mutex<Option<Job>>,
-    outcome: Mutex<Option<Result<u64>>>,
-    thread: Thread,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Arc<Request>>,
-    led: bool,
 }
 
 pub(crate) struct Committer {
     pub(crate) journal: Arc<Journal>,
     views: Arc<Views>,
-    queue: Mutex<Queue>,
+    queue: Queue<Job>,
     closed: AtomicBool,
     jobs: Arc<Jobs>,
     /// A memtable beyond this is flushed.
@@ -114,13 +86,14 @@ impl Committer {
         views: Arc<Views>,
         jobs: Arc<Jobs>,
         memtable_bytes_max: u64,
+        limits: Limits,
     ) -> Self {
         Self {
             jobs,
             memtable_bytes_max,
             journal,
             views,
-            queue: Mutex::default(),
+            queue: Queue::new(limits),
             closed: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
@@ -142,6 +115,9 @@ impl Committer {
         &self,
         f: impl FnOnce(&Turn<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        if is_planted(Bug::FreezeInsideAGroup) {
+            return f(&Turn { committer: self });
+        }
         let slot = Arc::new(Mutex::new(None));
         let result = Arc::clone(&slot);
         self.submit(Job::Between(Box::new(move |turn| {
@@ -158,92 +134,20 @@ impl Committer {
     }
 
     fn submit(&self, job: Job) -> Result<u64> {
-        let request = Arc::new(Request {
-            state: AtomicU8::new(WAITING),
-            job: Mutex::new(Some(job)),
-            outcome: Mutex::new(None),
-            thread: std::thread::current(),
-        });
-        let lead = {
-            let mut queue = self.queue.lock();
-            queue.waiting.push_back(Arc::clone(&request));
-            !std::mem::replace(&mut queue.led, true)
-        };
-        if lead || request.wait() == LEAD {
-            self.lead(&request);
-        }
-        let outcome = request.outcome.lock().take();
-        outcome.expect("a request that is done has an outcome")
+        self.queue.submit(self, job)
     }
 
-    /// Serves groups until the own request is done and the lead is passed on.
-    fn lead(&self, own: &Request) {
-        let mut guard = LeadGuard { committer: self, finished: false };
-        let mut extra = 0;
-        loop {
-            let group = self.take_group();
-            self.serve(group);
-            let done = own.state.load(Ordering::Acquire) == DONE;
-            let mut queue = self.queue.lock();
-            if queue.waiting.is_empty() {
-                queue.led = false;
-                break;
-            }
-            if done && extra >= EXTRA_GROUPS {
-                let next = Arc::clone(&queue.waiting[0]);
-                drop(queue);
-                next.signal(LEAD);
-                break;
-            }
-            extra += usize::from(done);
-        }
-        guard.finished = true;
+    fn serve_between(&self, f: Between) -> Result<u64> {
+        // Behind a failed sync, or a leader that panicked, the journal holds commits that are not
+        // applied: nothing may be built on that, and they must not become visible.
+        self.journal.check_poison()?;
+        let outcome = f(&Turn { committer: self });
+        let seqno = self.journal.position().last_seqno;
+        self.views.publish(seqno);
+        outcome.map(|()| seqno)
     }
 
-    /// The next closure alone, or the batches up to the next closure or the limits.
-    fn take_group(&self) -> Vec<Member> {
-        let mut queue = self.queue.lock();
-        let mut group = Vec::new();
-        let mut bytes = 0;
-        while let Some(front) = queue.waiting.front() {
-            let (is_write, len) = match &*front.job.lock() {
-                Some(Job::Write(write)) => (true, write.outgoing.buffer.len()),
-                _ => (false, 0),
-            };
-            let full = bytes + len > GROUP_BYTES_MAX || group.len() >= GROUP_LEN_MAX;
-            if !group.is_empty() && (!is_write || full) {
-                break;
-            }
-            bytes += len;
-            group.extend(queue.waiting.pop_front().map(Member));
-            if !is_write {
-                break;
-            }
-        }
-        group
-    }
-
-    fn serve(&self, group: Vec<Member>) {
-        let mut writes = Vec::with_capacity(group.len());
-        for request in group {
-            let job = request.job.lock().take();
-            match job {
-                Some(Job::Write(write)) => writes.push((request, write)),
-                Some(Job::Between(f)) => {
-                    let outcome = f(&Turn { committer: self });
-                    let seqno = self.journal.position().last_seqno;
-                    self.views.publish(seqno);
-                    request.finish(outcome.map(|()| seqno));
-                }
-                None => {}
-            }
-        }
-        if !writes.is_empty() {
-            self.serve_writes(writes);
-        }
-    }
-
-    fn serve_writes(&self, writes: Vec<(Member, Write)>) {
+    fn serve_writes(&self, writes: Vec<(Member<'_, Self>, Write)>) {
         let (mut members, mut frames) =
             (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
         let mut durability = Durability::Buffer;
@@ -265,9 +169,14 @@ impl Committer {
         if members.is_empty() {
             return;
         }
-        let written = self.journal.append(&mut frames).and_then(|()| match durability {
-            Durability::Buffer => Ok(()),
-            durability => self.sync_group(durability),
+        let written = self.journal.append(&mut frames).and_then(|()| {
+            if is_planted(Bug::AnsweredBeforeSync) {
+                answer(&members);
+            }
+            match durability {
+                Durability::Buffer => Ok(()),
+                durability => self.sync_group(durability),
+            }
         });
         if let Err(error) = written {
             for (request, ..) in members {
@@ -275,15 +184,16 @@ impl Committer {
             }
             return;
         }
+        if is_planted(Bug::AnsweredBeforeApplied) {
+            answer(&members);
+        }
         for (_, seqno, changes) in &mut members {
             self.apply(changes, *seqno);
         }
         self.views.publish(seqno);
         self.groups.fetch_add(1, Ordering::Relaxed);
         self.commits.fetch_add(members.len() as u64, Ordering::Relaxed);
-        for (request, seqno, _) in members {
-            request.finish(Ok(seqno));
-        }
+        answer(&members);
     }
 
     /// The frames are in the journal: if they cannot be made durable, whether they exist is not
@@ -308,72 +218,41 @@ impl Committer {
     }
 }
 
-/// If the leader panics nobody must wait for ever: what is queued fails, and so does what follows.
-struct LeadGuard<'a> {
-    committer: &'a Committer,
-    finished: bool,
-}
+impl Serve for Committer {
+    type Job = Job;
 
-impl Drop for LeadGuard<'_> {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        let error = self.committer.journal.poison(panicked());
-        let mut queue = self.committer.queue.lock();
-        queue.led = false;
-        for request in queue.waiting.drain(..) {
-            request.finish(Err(error.clone()));
+    fn shared_bytes(job: &Job) -> Option<usize> {
+        match job {
+            Job::Write(write) => Some(write.outgoing.buffer.len()),
+            Job::Between(_) => None,
         }
     }
-}
 
-/// A request that somebody waits for: answered at the latest when it is dropped.
-struct Member(Arc<Request>);
-
-impl std::ops::Deref for Member {
-    type Target = Request;
-    fn deref(&self) -> &Request {
-        &self.0
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if self.state.load(Ordering::Acquire) != DONE {
-            self.finish(Err(Error::Poisoned { cause: Arc::new(panicked()) }));
-        }
-    }
-}
-
-fn panicked() -> Error {
-    Error::InvalidInput("a thread panicked while it committed".into())
-}
-
-impl Request {
-    fn finish(&self, outcome: Result<u64>) {
-        *self.outcome.lock() = Some(outcome);
-        self.signal(DONE);
-    }
-
-    fn signal(&self, state: u8) {
-        self.state.store(state, Ordering::Release);
-        self.thread.unpark();
-    }
-
-    fn wait(&self) -> u8 {
-        for _ in 0..SPINS {
-            match self.state.load(Ordering::Acquire) {
-                WAITING => std::hint::spin_loop(),
-                state => return state,
+    fn serve(&self, group: Vec<Member<'_, Self>>) {
+        let mut writes = Vec::with_capacity(group.len());
+        for request in group {
+            match request.take_job() {
+                Some(Job::Write(write)) => writes.push((request, write)),
+                Some(Job::Between(f)) => request.finish(self.serve_between(f)),
+                None => {}
             }
         }
-        loop {
-            match self.state.load(Ordering::Acquire) {
-                WAITING => std::thread::park(),
-                state => return state,
-            }
+        if !writes.is_empty() {
+            self.serve_writes(writes);
         }
+    }
+
+    fn panicked(&self) -> Error {
+        self.journal.poison(Error::InvalidInput("a thread panicked while it committed".into()))
+    }
+}
+
+/// What a member of a group waits for.
+type Waiting<'a> = (Member<'a, Committer>, u64, Vec<Change>);
+
+fn answer(members: &[Waiting<'_>]) {
+    for (request, seqno, _) in members {
+        request.finish(Ok(*seqno));
     }
 }
 

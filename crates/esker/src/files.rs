@@ -3,12 +3,14 @@
 //! What must stay true: no other module spells a file name; a name becomes visible only after its
 //! bytes are synced (`replace`), and is durable only after its directory is synced (`sync_dir`).
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+/// Files of the journal are these, and others in the thread tests.
+pub(crate) use std::fs::File;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
@@ -182,6 +184,16 @@ pub(crate) fn create_file(path: &Path) -> Result<File> {
         .mode(FILE_MODE)
         .open(path)
         .at("create", path)
+}
+
+/// Reserves space. Filesystems that cannot are written to as the segment grows.
+pub(crate) fn preallocate(file: &File, path: &Path, bytes: u64) -> Result<()> {
+    // It can take long, so a signal can interrupt it.
+    let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes);
+    match rustix::io::retry_on_intr(allocate) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+        Err(errno) => Err(Error::io("preallocate", path, errno.into())),
+    }
 }
 
 /// Writes a new file; the caller syncs it.

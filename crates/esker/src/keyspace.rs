@@ -35,6 +35,7 @@ use crate::jobs::{Job, Jobs};
 use crate::journal::writer::Journal;
 use crate::options::PartitionOptions;
 use crate::partition::Partition;
+use crate::queue::Limits;
 use crate::recovery;
 use crate::snapshot::Snapshot;
 use crate::stall::{AtomicPressure, Stall};
@@ -314,6 +315,7 @@ impl Shared {
             Arc::clone(&views),
             Arc::clone(&jobs),
             config.memtable_bytes,
+            Limits::default(),
         );
         Self {
             path: config.path.clone(),

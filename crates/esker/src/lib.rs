@@ -58,6 +58,7 @@ mod partition;
 #[doc(hidden)]
 pub mod planted;
 mod progress;
+mod queue;
 mod recovery;
 mod replay;
 mod snapshot;
@@ -65,6 +66,7 @@ mod stall;
 mod statistics;
 mod structure;
 mod survey;
+mod sync;
 mod transfer;
 mod tree;
 mod verify;

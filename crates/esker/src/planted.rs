@@ -134,6 +134,16 @@ bugs! {
     CleanMarkKept,
     /// What was replayed is not written to tables before the old journal goes.
     ReplayedNotFlushed,
+    /// The outcome of a commit is stored, but its thread is not woken up.
+    NotifyLost,
+    /// A leader that leaves does not tell the next one.
+    HandOverLost,
+    /// A group is answered before it is applied and visible.
+    AnsweredBeforeApplied,
+    /// A group is answered before the sync that it asked for.
+    AnsweredBeforeSync,
+    /// What belongs between two groups runs at once, beside a group that may be half applied.
+    FreezeInsideAGroup,
 }
 
 #[cfg(feature = "planted")]

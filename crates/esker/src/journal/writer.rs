@@ -15,14 +15,10 @@
 //! 150 B appends on ext4: 9.9, 8.3 and 7.3 thousand a second), it costs nothing to prepare and
 //! reserves the space, so that a full disk shows when a segment is prepared and not in a commit.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-
-use parking_lot::Mutex;
+use std::sync::Arc;
 
 use super::format::{
     FRAME_HEADER_LEN, FrameHeader, FrameKind, Identity, SEGMENT_HEADER_LEN, SegmentHeader,
@@ -32,8 +28,9 @@ use super::reader::seal_payload;
 use super::segments::Segments;
 use crate::Durability;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::files;
+use crate::files::{self, File};
 use crate::planted::{Bug, is_planted, unless};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, OnceLock, Ordering};
 
 /// Above this a payload is written by itself instead of being copied into the group's buffer.
 const COPY_BYTES_MAX: usize = 64 << 10;
@@ -184,7 +181,7 @@ impl Journal {
         files::remove_if_present(&path)?;
         let build = || {
             let file = files::create_file(&path)?;
-            preallocate(&file, &path, segment_bytes + SEAL_ROOM)?;
+            files::preallocate(&file, &path, segment_bytes + SEAL_ROOM)?;
             file.write_all_at(&header.encode(), 0).at("write", &path)?;
             unless(Bug::NewSegmentNotSynced, || file.sync_all().at("sync", &path))?;
             unless(Bug::NewSegmentNameNotSynced, || files::sync_dir(&files::journal(root)))?;
@@ -549,17 +546,5 @@ fn sync_or_planted(sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
         Err(_) if is_planted(Bug::SyncRetried) => sync(),
         Err(_) if is_planted(Bug::SyncErrorIgnored) => Ok(()),
         synced => synced,
-    }
-}
-
-/// Reserves space. Filesystems that cannot are written to as the segment grows.
-fn preallocate(file: &File, path: &Path, bytes: u64) -> Result<()> {
-    use rustix::fs::FallocateFlags;
-    use rustix::io::Errno;
-    // It can take long, so a signal can interrupt it.
-    let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes);
-    match rustix::io::retry_on_intr(allocate) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
-        Err(errno) => Err(Error::io("preallocate", path, errno.into())),
     }
 }

@@ -1,0 +1,222 @@
+//! The queue in front of the journal: who leads, what makes a group, and that everybody is answered.
+//!
+//! What must stay true:
+//! - One thread leads at a time. The lead is taken, or passed on, under the lock of the queue, so
+//!   that nobody who joins can be overlooked.
+//! - Groups are served in the order in which their members joined.
+//! - Everybody who joined is answered exactly once, also when a leader panics: then with the cause
+//!   that refuses everything from there on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::planted::{Bug, is_planted};
+use crate::sync::{AtomicU8, Mutex, Ordering, Thread, current, park, spin_loop};
+
+const WAITING: u8 = 0;
+const LEAD: u8 = 1;
+const DONE: u8 = 2;
+
+/// How much a leader does at once, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// A group takes no more than this; the rest is the next group's.
+    pub(crate) group_bytes_max: usize,
+    pub(crate) group_len_max: usize,
+    /// A leader serves so many groups beyond its own before it hands over: a hand-over costs a
+    /// wake-up, a leader kept longer costs its own caller.
+    pub(crate) extra_groups: usize,
+    /// Who waits looks at the outcome this often before going to sleep.
+    pub(crate) spins: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { group_bytes_max: 4 << 20, group_len_max: 256, extra_groups: 4, spins: 60 }
+    }
+}
+
+/// What is done with a group, by the thread that leads.
+pub(crate) trait Serve: Sized {
+    type Job;
+
+    /// The size of a job that shares its group with others; `None`: it is served alone.
+    fn shared_bytes(job: &Self::Job) -> Option<usize>;
+
+    /// Serves jobs that joined one after the other, and answers each.
+    fn serve(&self, group: Vec<Member<'_, Self>>);
+
+    /// Refuses everything from here on, because a leader panicked; what to answer.
+    fn panicked(&self) -> Error;
+}
+
+struct Request<J> {
+    state: AtomicU8,
+    job: Mutex<Option<J>>,
+    outcome: Mutex<Option<Result<u64>>>,
+    thread: Thread,
+}
+
+struct State<J> {
+    waiting: VecDeque<Arc<Request<J>>>,
+    led: bool,
+}
+
+pub(crate) struct Queue<J> {
+    state: Mutex<State<J>>,
+    limits: Limits,
+}
+
+impl<J> Queue<J> {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { state: Mutex::new(State { waiting: VecDeque::new(), led: false }), limits }
+    }
+
+    /// Joins the queue and returns the answer to `job`. This thread serves groups itself if nobody
+    /// else does.
+    pub(crate) fn submit<S: Serve<Job = J>>(&self, server: &S, job: J) -> Result<u64> {
+        let request = Arc::new(Request {
+            state: AtomicU8::new(WAITING),
+            job: Mutex::new(Some(job)),
+            outcome: Mutex::new(None),
+            thread: current(),
+        });
+        let lead = {
+            let mut queue = self.state.lock();
+            queue.waiting.push_back(Arc::clone(&request));
+            !std::mem::replace(&mut queue.led, true)
+        };
+        if lead || request.wait(self.limits.spins) == LEAD {
+            self.lead(server, &request);
+        }
+        let outcome = request.outcome.lock().take();
+        outcome.expect("a request that is done has an outcome")
+    }
+
+    /// Serves groups until the own request is done and the lead is passed on.
+    fn lead<S: Serve<Job = J>>(&self, server: &S, own: &Request<J>) {
+        let mut guard = LeadGuard { queue: self, server, finished: false };
+        let mut extra = 0;
+        loop {
+            let group = self.take_group(server);
+            server.serve(group);
+            let done = own.state.load(Ordering::Acquire) == DONE;
+            let mut queue = self.state.lock();
+            if queue.waiting.is_empty() {
+                queue.led = false;
+                break;
+            }
+            if done && extra >= self.limits.extra_groups {
+                let next = Arc::clone(&queue.waiting[0]);
+                drop(queue);
+                if !is_planted(Bug::HandOverLost) {
+                    next.signal(LEAD);
+                }
+                break;
+            }
+            extra += usize::from(done);
+        }
+        guard.finished = true;
+    }
+
+    /// The next job that is served alone, or the jobs up to it or to the limits.
+    fn take_group<'a, S: Serve<Job = J>>(&self, server: &'a S) -> Vec<Member<'a, S>> {
+        let Limits { group_bytes_max, group_len_max, .. } = self.limits;
+        let mut queue = self.state.lock();
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(front) = queue.waiting.front() {
+            let shared = front.job.lock().as_ref().and_then(S::shared_bytes);
+            let len = shared.unwrap_or(0);
+            let full = bytes + len > group_bytes_max || group.len() >= group_len_max;
+            if !group.is_empty() && (shared.is_none() || full) {
+                break;
+            }
+            bytes += len;
+            group.extend(queue.waiting.pop_front().map(|request| Member { request, server }));
+            if shared.is_none() {
+                break;
+            }
+        }
+        group
+    }
+}
+
+/// If the leader panics nobody must wait for ever: what is queued fails, and so does what follows.
+struct LeadGuard<'a, S: Serve> {
+    queue: &'a Queue<S::Job>,
+    server: &'a S,
+    finished: bool,
+}
+
+impl<S: Serve> Drop for LeadGuard<'_, S> {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let error = self.server.panicked();
+        let mut queue = self.queue.state.lock();
+        queue.led = false;
+        for request in queue.waiting.drain(..) {
+            request.finish(Err(error.clone()));
+        }
+    }
+}
+
+/// A request that somebody waits for: answered at the latest when it is dropped.
+pub(crate) struct Member<'a, S: Serve> {
+    request: Arc<Request<S::Job>>,
+    server: &'a S,
+}
+
+impl<S: Serve> Member<'_, S> {
+    /// The job, once.
+    pub(crate) fn take_job(&self) -> Option<S::Job> {
+        self.request.job.lock().take()
+    }
+
+    pub(crate) fn finish(&self, outcome: Result<u64>) {
+        self.request.finish(outcome);
+    }
+}
+
+impl<S: Serve> Drop for Member<'_, S> {
+    fn drop(&mut self) {
+        if self.request.state.load(Ordering::Acquire) != DONE {
+            // First refuse, then answer: who hears of the panic must not be accepted again.
+            let error = self.server.panicked();
+            self.finish(Err(error));
+        }
+    }
+}
+
+impl<J> Request<J> {
+    fn finish(&self, outcome: Result<u64>) {
+        *self.outcome.lock() = Some(outcome);
+        self.signal(DONE);
+    }
+
+    fn signal(&self, state: u8) {
+        self.state.store(state, Ordering::Release);
+        if state == DONE && is_planted(Bug::NotifyLost) {
+            return;
+        }
+        self.thread.unpark();
+    }
+
+    fn wait(&self, spins: usize) -> u8 {
+        for _ in 0..spins {
+            match self.state.load(Ordering::Acquire) {
+                WAITING => spin_loop(),
+                state => return state,
+            }
+        }
+        loop {
+            match self.state.load(Ordering::Acquire) {
+                WAITING => park(),
+                state => return state,
+            }
+        }
+    }
+}

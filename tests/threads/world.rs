@@ -1,0 +1,192 @@
+//! One keyspace as the commit path sees it: two partitions, one journal, and what was answered.
+//!
+//! What must stay true: every check here holds at any moment at which a thread can be stopped. The
+//! list of answers is plain memory and adds nothing to explore.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex as Plain, PoisonError};
+
+use crate::Durability;
+use crate::batch::{Change, Core};
+use crate::commit::{Committer, Turn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::{self, Fault};
+use crate::jobs::Jobs;
+use crate::journal::format::Identity;
+use crate::journal::writer::{Journal, Outgoing};
+use crate::queue::Limits;
+use crate::sync::Mutex;
+use crate::views::Views;
+
+const IDENTITY: Identity = Identity { uuid: 1, timeline: 2 };
+
+pub struct World {
+    pub journal: Arc<Journal>,
+    pub views: Arc<Views>,
+    pub committer: Committer,
+    pub partitions: [Arc<Core>; 2],
+    /// As `Shared::catalog`: one thread prepares a segment.
+    catalog: Mutex<()>,
+    answers: Plain<Answers>,
+}
+
+#[derive(Default)]
+struct Answers {
+    /// The commits that succeeded, in the order in which that was heard.
+    succeeded: Vec<u64>,
+    /// The first cause of a poisoning that anybody heard of.
+    cause: Option<Arc<Error>>,
+}
+
+/// What a freeze found.
+pub struct Frozen {
+    pub seqno: u64,
+    pub active_segment: u64,
+}
+
+impl World {
+    pub fn new(limits: Limits, fault: Option<Fault>) -> Arc<Self> {
+        files::format(fault);
+        let segment = |id| Journal::prepare(Path::new("journal"), IDENTITY, id, 1 << 20, 0);
+        let first = segment(1).expect("a segment");
+        let journal = Journal::begin(Path::new("journal"), IDENTITY, 1 << 20, first, 0, 0);
+        let (journal, views) = (Arc::new(journal), Arc::new(Views::new(0)));
+        let (log, shown) = (Arc::clone(&journal), Arc::clone(&views));
+        Arc::new(Self {
+            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits),
+            journal,
+            views,
+            partitions: [1, 2].map(|id| Arc::new(Core::new(id))),
+            catalog: Mutex::default(),
+            answers: Plain::default(),
+        })
+    }
+
+    fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The commits that were answered with success so far.
+    pub fn succeeded(&self) -> Vec<u64> {
+        self.answers().succeeded.clone()
+    }
+
+    /// Writes to both partitions, and checks what the answer promises.
+    pub fn commit(&self, durability: Durability) -> Result<u64> {
+        self.commit_to(&[0, 1], durability)
+    }
+
+    pub fn commit_to(&self, partitions: &[usize], durability: Durability) -> Result<u64> {
+        let core = |&at: &usize| Arc::clone(&self.partitions[at]);
+        let changes = partitions.iter().map(|at| Change { core: core(at), key: 0, value: 7 });
+        let changes = changes.collect::<Vec<_>>();
+        let ids = changes.iter().map(|change| change.core.id).collect();
+        let outgoing = Outgoing::new(Outgoing::begin(), changes.len() as u32, ids);
+        let outcome = self.committer.commit(outgoing, changes, durability);
+        match &outcome {
+            Ok(seqno) => self.check_success(*seqno, partitions, durability),
+            Err(error) => self.check_refusal(error),
+        }
+        outcome
+    }
+
+    fn check_success(&self, seqno: u64, partitions: &[usize], durability: Durability) {
+        if durability > Durability::Buffer {
+            let durable = files::durable();
+            assert!(durable >= seqno, "commit {seqno} was answered, durable up to {durable}");
+        }
+        assert!(self.views.visible() >= seqno, "commit {seqno} was answered, not visible");
+        for &at in partitions {
+            let found = self.partitions[at].versions().iter().any(|(s, _)| *s == seqno);
+            assert!(found, "commit {seqno} was answered, not applied");
+        }
+        let mut answers = self.answers();
+        assert!(!answers.succeeded.contains(&seqno), "two commits have the number {seqno}");
+        answers.succeeded.push(seqno);
+    }
+
+    /// Whoever heard of a poisoning knows the first cause, and is right about what follows.
+    pub fn check_refusal(&self, error: &Error) {
+        let Error::Poisoned { cause } = error else { return };
+        let refused = self.journal.check_poison().map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::Poisoned), "heard of it, not refused");
+        let mut answers = self.answers();
+        let first = answers.cause.get_or_insert_with(|| Arc::clone(cause));
+        assert!(Arc::ptr_eq(first, cause), "two causes: {first} and {cause}");
+    }
+
+    /// What holds between two groups.
+    pub fn check_between(&self, turn: &Turn<'_>) {
+        let seqno = turn.seqno();
+        assert_eq!(self.views.visible(), seqno, "between groups: all of the journal is visible");
+        let batches = (1..=seqno).collect::<Vec<_>>();
+        for partition in &self.partitions {
+            let applied = partition.versions().iter().map(|(seqno, _)| *seqno).collect::<Vec<_>>();
+            assert_eq!(applied, batches, "between groups: whole batches up to {seqno}");
+        }
+        let answered = self.succeeded();
+        assert!(answered.iter().all(|s| *s <= seqno), "{answered:?} were answered before {seqno}");
+    }
+
+    /// As `checkpoint::freeze`, with the checks of what a checkpoint relies on.
+    pub fn freeze(self: &Arc<Self>) -> Result<Frozen> {
+        let before = self.succeeded();
+        let frozen = loop {
+            self.prepare_segment()?;
+            let world = Arc::clone(self);
+            let frozen = self.committer.between(move |turn| {
+                if !turn.journal().swap() {
+                    return Ok(None);
+                }
+                world.check_between(turn);
+                let position = turn.journal().position();
+                let (seqno, active_segment) = (position.last_seqno, position.active_segment);
+                Ok(Some(Frozen { seqno, active_segment }))
+            })?;
+            if let Some(frozen) = frozen {
+                break frozen;
+            }
+        };
+        self.journal.seal_retired()?;
+        assert!(before.iter().all(|s| *s <= frozen.seqno), "{before:?} before {}", frozen.seqno);
+        self.check_frozen(&frozen);
+        Ok(frozen)
+    }
+
+    /// The segments before the freeze are sealed and durable, and hold what is in it, nothing else.
+    pub fn check_frozen(&self, frozen: &Frozen) {
+        let segments = files::segments();
+        let (sealed, after) = segments.split_at(frozen.active_segment as usize - 1);
+        assert!(sealed.iter().all(|segment| segment.sealed), "linked before it is sealed");
+        let frames = sealed.iter().flat_map(|segment| segment.frames.iter().map(|(s, _)| *s));
+        let all = (1..=frozen.seqno).collect::<Vec<_>>();
+        assert_eq!(frames.collect::<Vec<_>>(), all, "a freeze holds the commits up to its number");
+        assert!(files::durable() >= frozen.seqno, "sealed before it is durable");
+        let later = after.iter().flat_map(|segment| &segment.frames);
+        let mut later = later.map(|(seqno, _)| *seqno);
+        assert!(later.all(|seqno| seqno > frozen.seqno), "a freeze holds all up to its number");
+    }
+
+    pub fn prepare_segment(&self) -> Result<()> {
+        let _catalog = self.catalog.lock();
+        let Some(id) = self.journal.wants_segment() else { return Ok(()) };
+        let prepared = Journal::prepare(Path::new("journal"), IDENTITY, id, 1 << 20, 0)?;
+        self.journal.install_next(prepared);
+        Ok(())
+    }
+
+    /// After the last thread: `count` commits, without gaps and in the order of the journal, each
+    /// applied once and in order.
+    pub fn check_all(&self, count: u64) {
+        let all = (1..=count).collect::<Vec<_>>();
+        assert_eq!(files::written(), all, "the journal's order is the order of numbers");
+        for partition in &self.partitions {
+            let applied = partition.versions().iter().map(|(seqno, _)| *seqno).collect::<Vec<_>>();
+            assert_eq!(applied, all, "each applied once, in order");
+        }
+        let mut succeeded = self.succeeded();
+        succeeded.sort_unstable();
+        assert_eq!(succeeded, all, "each answered once");
+        assert_eq!(self.views.visible(), count);
+    }
+}

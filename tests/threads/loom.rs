@@ -2,6 +2,7 @@
 //!
 //! `ESKER_PREEMPTIONS=n` goes through all executions with at most n preemptions, `unbounded` through
 //! all there are; `ESKER_COMMITS` sets the commits of each thread.
+#![expect(clippy::print_stdout, reason = "the result is what the program is for")]
 
 mod engine;
 mod once;

@@ -158,8 +158,9 @@ pub fn plant(bug: Option<Bug>) {
     PLANTED.store(bug, std::sync::atomic::Ordering::SeqCst);
 }
 
+/// Whether this bug is planted.
 #[cfg(feature = "planted")]
-pub(crate) fn is_planted(bug: Bug) -> bool {
+pub fn is_planted(bug: Bug) -> bool {
     PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as usize
 }
 
@@ -169,6 +170,6 @@ pub(crate) fn is_planted(_bug: Bug) -> bool {
 }
 
 /// Does what is right, unless `bug` is planted.
-pub(crate) fn unless<E>(bug: Bug, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+pub fn unless<E>(bug: Bug, step: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
     if is_planted(bug) { Ok(()) } else { step() }
 }

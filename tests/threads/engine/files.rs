@@ -108,6 +108,12 @@ impl File {
         Ok(())
     }
 
+    /// All at once: what is left over is the disk's matter, and the disk of these tests has no such
+    /// fault.
+    pub fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        self.write_all_at(bytes, at).map(|()| bytes.len())
+    }
+
     fn note(&self, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
         let full = !bytes.is_empty() && happens(Fault::Space);
         if full {

@@ -14,6 +14,8 @@ fn every_option() -> Vec<PartitionOptions> {
         default().filter_bits_per_key(0.0),
         default().filter_bits_per_key(64.0),
         default().filter_bits_per_key(7.5),
+        default().filter_bits_per_key(0.5),
+        default().filter_bits_per_key(f32::MIN_POSITIVE),
         default().separate_values_from(Some(1)),
         default().separate_values_from(Some(u32::MAX)),
         default().table_bytes(4 << 10),

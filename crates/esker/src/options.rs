@@ -66,7 +66,7 @@ impl PartitionOptions {
     }
 
     /// Bloom filter bits per key; default 10, which answers about 99% of misses without a read.
-    /// 0 builds no filters.
+    /// Whole bits count, and at least one; 0 builds no filters.
     #[must_use]
     pub fn filter_bits_per_key(mut self, bits: f32) -> Self {
         self.filter_bits_per_key = bits;

@@ -497,7 +497,8 @@ fn configure(
     counter: SequenceNumberCounter,
 ) -> lsm_tree::Config {
     let filter = if options.filter_bits_per_key > 0.0 {
-        let bits = BloomConstructionPolicy::BitsPerKey(options.filter_bits_per_key);
+        // lsm-tree counts whole bits and divides by their number: less than one must not become none.
+        let bits = BloomConstructionPolicy::BitsPerKey(options.filter_bits_per_key.max(1.0));
         FilterPolicy::all(FilterPolicyEntry::Bloom(bits))
     } else {
         FilterPolicy::disabled()

@@ -9,6 +9,7 @@ mod copy;
 mod dropping;
 mod exactness;
 mod filesystems;
+mod fixtures;
 mod full_disk;
 mod fuzz;
 mod independence;

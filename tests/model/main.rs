@@ -1,80 +1,84 @@
-//! Randomised operations on a keyspace, compared with ordered maps after every few of them.
+//! Randomised operations on a keyspace, compared with ordered maps: one test for each set of
+//! options.
 //!
-//! One test for each set of options; all run the same operations. A failure prints its seed and the
-//! step; `ESKER_SEED=… cargo test -p esker-tests --test model NAME` repeats it.
+//! A failure prints its seed, the step, the last operations and a command that repeats it.
+//! `ESKER_ROUNDS` plays so many runs of each set, with seeds one after the other.
 
-mod machine;
+use esker_tests::chaos::{Rng, rounds, seed};
+use esker_tests::model::{self, KINDS, SETTINGS};
 
-use esker::{Compression, Config, Durability, PartitionOptions};
-use machine::{Machine, Settings};
+const OPERATIONS: u64 = 5_000;
+const FUZZED_INPUTS: u64 = 60;
+const FUZZED_BYTES: u64 = 400;
 
-const OPERATIONS: u64 = 2_000;
-
-fn run(name: &str, config: fn(Config) -> Config, options: PartitionOptions) {
-    let mut machine = Machine::new(name, Settings { config, options });
-    for step in 0..OPERATIONS {
-        machine.step(step);
+/// Plays the rounds of one set of options; every kind of operation happens.
+#[allow(clippy::print_stdout, reason = "the figures of a run are for people")]
+fn hold(name: &str) {
+    let first = seed(name);
+    for round in 0..rounds(1) {
+        let seed = first.wrapping_add(round);
+        let counts = match model::run_with(model::named(name), seed, OPERATIONS) {
+            Ok(counts) => counts,
+            Err(report) => panic!("{report}"),
+        };
+        println!("{name}, seed {seed}: {} kinds of operation happened", KINDS.len());
+        for (kind, count) in KINDS.iter().zip(&counts) {
+            println!("{count:>6} {}", kind.name);
+            assert!(*count > 0, "{name}, ESKER_SEED={seed}: never happened: {}", kind.name);
+        }
     }
-    machine.finish();
+}
+
+macro_rules! sets_of_options {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                hold(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_set_of_options_has_a_test() {
+            let tested = [$(stringify!($name)),*];
+            let named: Vec<_> = SETTINGS.iter().map(|settings| settings.name).collect();
+            assert_eq!(named, tested);
+        }
+    };
+}
+
+sets_of_options! {
+    default
+    tiny
+    separated
+    one_worker_without_cache_and_filters
+    synced_and_every_value_separated
+    many_runs
+    one_segment_of_journal
+    all_synced
+    large_blocks_in_tiny_tables
+    many_workers
+    many_filter_bits
+    almost_no_filter_bits
+    only_large_values_separated
+    journal_alone
+    narrow_write_buffer
+    a_table_for_each_memtable
 }
 
 #[test]
-fn the_model_holds_with_default_options() {
-    run("default", |config| config, PartitionOptions::default());
+fn there_are_at_least_thirty_kinds_of_operation_and_each_has_a_name_of_its_own() {
+    let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
+    assert_eq!(names.len(), KINDS.len());
+    assert!(names.len() >= 30, "{} kinds", names.len());
 }
 
 #[test]
-fn the_model_holds_with_tiny_memtables_and_segments() {
-    run(
-        "tiny",
-        |config| {
-            config.memtable_bytes(1024).journal_segment_bytes(4096).journal_bytes_max(16 << 10)
-        },
-        PartitionOptions::default().block_bytes(256).table_bytes(4096).l0_runs(1),
-    );
-}
-
-#[test]
-fn the_model_holds_with_separated_values() {
-    run(
-        "separated",
-        |config| config.memtable_bytes(2048).journal_segment_bytes(4096),
-        PartitionOptions::default()
-            .separate_values_from(Some(24))
-            .block_bytes(256)
-            .table_bytes(8192)
-            .l0_runs(2),
-    );
-}
-
-#[test]
-fn the_model_holds_with_one_worker_no_cache_and_no_filters() {
-    run(
-        "one worker",
-        |config| {
-            config
-                .worker_threads(1)
-                .cache_bytes(0)
-                .memtable_bytes(1024)
-                .write_buffer_bytes_max(2048)
-                .journal_segment_bytes(8192)
-        },
-        PartitionOptions::default()
-            .filter_bits_per_key(0.0)
-            .compression(Compression::None)
-            .block_bytes(1024)
-            .l0_runs(32),
-    );
-}
-
-#[test]
-fn the_model_holds_with_synced_commits_and_every_value_separated() {
-    run(
-        "synced",
-        |config| config.durability(Durability::SyncData).memtable_bytes(8192),
-        PartitionOptions::default()
-            .separate_values_from(Some(1))
-            .compression(Compression::None)
-            .table_bytes(4096),
-    );
+fn any_bytes_are_operations_that_keep_the_model() {
+    let mut rng = Rng::new(seed("fuzzed operations"));
+    model::fuzz(&[]);
+    for _ in 0..rounds(1) * FUZZED_INPUTS {
+        let len = rng.below(FUZZED_BYTES) as usize;
+        model::fuzz(&rng.bytes(len));
+    }
 }

@@ -6,6 +6,7 @@ pub mod crash;
 pub mod ends;
 pub mod files;
 pub mod fuzz;
+pub mod model;
 pub mod mounts;
 pub mod planted;
 pub mod random;

@@ -1,0 +1,153 @@
+//! Inserts, removals and batches, alone and from several threads.
+
+use std::sync::Arc;
+
+use esker::{Batch, Durability, Error, Keyspace};
+
+use super::machine::Machine;
+use super::operation::{At, Change, Key, Value};
+use super::oracle::refused;
+
+pub(super) fn durability(number: u8) -> Durability {
+    [Durability::Buffer, Durability::SyncData, Durability::SyncAll][usize::from(number) % 3]
+}
+
+impl Machine {
+    pub(super) fn insert(&mut self, at: At, key: Key, value: Value) -> bool {
+        let name = self.ensure(at);
+        let (key, value) = (key.bytes(), self.value(value));
+        self.handle(name).insert(&key[..], &value[..]).expect("insert");
+        self.seqno += 1;
+        self.entries(name).insert(key, value);
+        true
+    }
+
+    pub(super) fn remove(&mut self, at: At, key: Key) -> bool {
+        let name = self.ensure(at);
+        let key = key.bytes();
+        self.handle(name).remove(&key[..]).expect("remove");
+        self.seqno += 1;
+        self.entries(name).remove(&key);
+        true
+    }
+
+    /// Later changes of a key win over earlier ones, and all of them are one commit.
+    pub(super) fn batch(&mut self, changes: &[Change], mode: Option<u8>) -> bool {
+        let mut batch = self.keyspace().batch();
+        for (at, key, value) in changes {
+            let name = self.ensure(*at);
+            let (partition, key) = (self.handle(name), key.bytes());
+            match value {
+                Some(value) => {
+                    let value = self.value(*value);
+                    batch.insert(&partition, &key[..], &value[..]);
+                    self.entries(name).insert(key, value);
+                }
+                None => {
+                    batch.remove(&partition, &key[..]);
+                    self.entries(name).remove(&key);
+                }
+            }
+        }
+        assert_eq!(batch.len(), changes.len(), "the length of a batch");
+        if let Some(mode) = mode {
+            batch.durability(durability(mode));
+        }
+        let seqno = batch.commit().expect("commit");
+        self.seqno += 1;
+        assert_eq!(seqno, self.seqno, "the number of a commit");
+        true
+    }
+
+    pub(super) fn empty_batch(&self, mode: Option<u8>) -> bool {
+        let mut batch = self.keyspace().batch();
+        if let Some(mode) = mode {
+            batch.durability(durability(mode));
+        }
+        assert!(batch.is_empty(), "an empty batch");
+        assert_eq!(batch.commit().expect("commit nothing"), self.seqno, "an empty commit");
+        true
+    }
+
+    /// The changes in a batch that nothing came of yet.
+    fn filled(&mut self, changes: &[Change]) -> Batch {
+        let mut batch = self.keyspace().batch();
+        for (at, key, value) in changes {
+            let name = self.ensure(*at);
+            let (partition, key) = (self.handle(name), key.bytes());
+            match value {
+                Some(_) => batch.insert(&partition, key, "must not show"),
+                None => batch.remove(&partition, key),
+            };
+        }
+        batch
+    }
+
+    pub(super) fn dropped_batch(&mut self, changes: &[Change]) -> bool {
+        drop(self.filled(changes));
+        true
+    }
+
+    /// One bad change refuses the whole batch.
+    pub(super) fn refused_batch(&mut self, changes: &[Change], fault: u8) -> bool {
+        let mut batch = self.filled(changes);
+        let name = self.ensure(changes[0].0);
+        let partition = self.handle(name);
+        match (fault % 4, self.dropped.first()) {
+            (0, _) => _ = batch.insert(&partition, "", "no key"),
+            (1, _) => _ = batch.remove(&partition, vec![b'k'; 65_536]),
+            (2, Some((dropped, _))) => {
+                batch.insert(dropped, "key", "value");
+                let dropped = |e: &Error| matches!(e, Error::PartitionDropped { .. });
+                refused(batch.commit(), "a batch with a dropped partition", dropped);
+                return true;
+            }
+            _ => {
+                let elsewhere = Keyspace::open(self.target()).expect("another keyspace");
+                let foreign = elsewhere.partition(name, Default::default()).expect("create");
+                batch.insert(&foreign, "key", "value");
+            }
+        }
+        let invalid = |e: &Error| matches!(e, Error::InvalidInput(_));
+        refused(batch.commit(), "a batch with a bad change", invalid);
+        true
+    }
+
+    /// Every commit gets a number of its own, and a thread's come in its order.
+    pub(super) fn writers_at_once(&mut self, at: At, writers: u8, each: u8, mode: u8) -> bool {
+        let name = self.ensure(at);
+        let (keyspace, partition) = (self.keyspace().clone(), self.handle(name));
+        let value = self.value(Value { len: 20, compressible: false });
+        let write = |writer: u8| {
+            let commit = |number: u8| {
+                let mut batch = keyspace.batch();
+                batch.insert(&partition, format!("writer {writer} {number}"), &value[..]);
+                batch.durability(durability(mode));
+                batch.commit().expect("commit")
+            };
+            (0..each).map(commit).collect::<Vec<_>>()
+        };
+        let mut numbers = std::thread::scope(|scope| {
+            let write = &write;
+            let threads: Vec<_> = (0..writers).map(|w| scope.spawn(move || write(w))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<u64>>| {
+                let numbers = thread.join().expect("a writer");
+                assert!(numbers.is_sorted(), "the commits of one thread: {numbers:?}");
+                numbers
+            };
+            threads.into_iter().flat_map(join).collect::<Vec<u64>>()
+        });
+        numbers.sort_unstable();
+        let expected: Vec<_> = (1..=numbers.len() as u64).map(|n| self.seqno + n).collect();
+        assert_eq!(numbers, expected, "the commits of all threads");
+        self.seqno += numbers.len() as u64;
+        let modelled = self.model.get_mut(name).expect("the partition exists");
+        let entries = Arc::make_mut(&mut modelled.entries);
+        for writer in 0..writers {
+            for number in 0..each {
+                entries.insert(format!("writer {writer} {number}").into_bytes(), value.clone());
+            }
+        }
+        true
+    }
+}

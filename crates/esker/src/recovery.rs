@@ -224,7 +224,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
         .map(|entry| survey_tree(&source, &catalog, entry))
         .collect::<Result<Vec<_>>>()?;
     let (scans, plan) = plan_journal(&source, &catalog)?;
-    let temporary = std::env::temp_dir();
+    let temporary = tempfile::env::temp_dir();
     let view = tempfile::Builder::new()
         .prefix("esker-view-")
         .permissions(std::fs::Permissions::from_mode(0o700))

@@ -28,10 +28,10 @@ impl Machine {
         match *operation {
             Operation::Checkpoint(taking) => self.checkpoint(taking),
             Operation::CheckpointOfSome { taking, include, mask } => {
-                self.checkpoint_of_some(taking, include, mask)
+                self.checkpoint_of_some(taking, include, mask);
             }
             Operation::CheckpointBesideAWriter(at, taking) => {
-                self.checkpoint_beside_a_writer(at, taking)
+                self.checkpoint_beside_a_writer(at, taking);
             }
             Operation::CompareKept(which) => self.compare_kept(which),
             Operation::WriteToKept(which) => self.write_to_kept(which),

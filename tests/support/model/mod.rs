@@ -61,7 +61,9 @@ pub fn run_with(settings: &'static Settings, seed: u64, operations: u64) -> Resu
     let mut rng = Rng::new(seed);
     let draw = |n: u64| match n / TURN_EVERY {
         // Rare kinds would be left out now and then.
-        turn if n % TURN_EVERY == 0 => operation::draw_kind(&mut rng, turn as usize % KINDS.len()),
+        turn if n.is_multiple_of(TURN_EVERY) => {
+            operation::draw_kind(&mut rng, turn as usize % KINDS.len())
+        }
         _ => operation::draw(&mut rng),
     };
     let drawn: Arc<Drawn> = Arc::new((0..operations).map(draw).collect());

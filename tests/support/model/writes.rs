@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use esker::{Batch, Durability, Error, Keyspace};
+use esker::{Batch, Config, Durability, Error};
 
 use super::machine::Machine;
 use super::operation::{At, Change, Key, Value};
@@ -103,7 +103,8 @@ impl Machine {
                 return true;
             }
             _ => {
-                let elsewhere = Keyspace::open(self.target()).expect("another keyspace");
+                let config = (self.config)(Config::new(self.target()).journal_segment_bytes(4096));
+                let elsewhere = config.worker_threads(1).open().expect("another keyspace");
                 let foreign = elsewhere.partition(name, Default::default()).expect("create");
                 batch.insert(&foreign, "key", "value");
             }

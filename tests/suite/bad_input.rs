@@ -353,3 +353,27 @@ fn partition_names_are_checked_wherever_one_is_given() {
     assert_eq!(store.keyspace().partitions().len(), 6);
     assert_eq!(store.get("..", "k").as_deref(), Some("v"));
 }
+
+/// lsm-tree allocates for the number of sections that a table claims. A hash that is right proves
+/// only that somebody computed it.
+#[test]
+fn a_table_that_claims_more_sections_than_it_has_is_refused() {
+    let mut store = Store::new();
+    store.write("p", "k", "v");
+    store.keyspace().flush().unwrap();
+    store.close();
+    let tables = esker_tests::files::names(&store.path()).into_iter();
+    let mut tables = tables.filter(|name| name.parent().unwrap().ends_with("tables"));
+    let table = store.path().join(tables.next().expect("a table"));
+    let mut bytes = std::fs::read(&table).unwrap();
+    let trailer = bytes.len() - 38;
+    let position = u64::from_le_bytes(bytes[trailer + 22..trailer + 30].try_into().unwrap());
+    bytes[position as usize + 4..position as usize + 8].fill(0xff);
+    let hash = xxh3_128(&bytes[position as usize..trailer]);
+    bytes[trailer + 6..trailer + 22].copy_from_slice(&hash.to_le_bytes());
+    std::fs::write(&table, bytes).unwrap();
+    let error = store.config().open().unwrap_err();
+    assert!(error.to_string().contains("table of contents is not whole"), "{error}");
+    let report = esker::verify(store.path(), esker::VerifyOptions::default()).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.path == table), "{report:?}");
+}

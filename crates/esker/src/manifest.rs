@@ -220,12 +220,16 @@ const TRAILER_LEN: usize = 4 + 1 + 1 + 16 + 8 + 8;
 /// A table's contents have a few dozen bytes per section and about ten sections.
 const CONTENTS_LEN_MAX: u64 = 1 << 20;
 
-/// Whether the table of contents at the end of a manifest holds as many entries as it says. `sfa`
-/// allocates for that number before it reads the first one.
+/// Whether the table of contents of a manifest is whole.
 fn check_contents(archive: &[u8]) -> Option<()> {
     let trailer_at = archive.len().checked_sub(TRAILER_LEN)?;
     let position = Take::new(archive.get(trailer_at + 22..)?).u64().ok()?;
-    let contents = archive.get(usize::try_from(position).ok()?..trailer_at)?;
+    count_contents(archive.get(usize::try_from(position).ok()?..trailer_at)?)
+}
+
+/// Whether a table of contents holds as many entries as it says. `sfa` allocates for that number
+/// before it reads the first one.
+fn count_contents(contents: &[u8]) -> Option<()> {
     let mut input = Take::new(contents);
     if input.bytes(4).ok()? != b"TOC!" {
         return None;
@@ -271,7 +275,8 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
             format!("{found:032x}"),
         ));
     }
-    Ok(())
+    let whole = count_contents(&contents);
+    whole.ok_or_else(|| Error::corrupt(path, Some(position), "the table of contents is not whole"))
 }
 
 /// Reads `current` and the manifest it names, and refuses them when they do not match.

@@ -365,13 +365,13 @@ fn a_table_that_claims_more_sections_than_it_has_is_refused() {
     let tables = esker_tests::files::names(&store.path()).into_iter();
     let mut tables = tables.filter(|name| name.parent().unwrap().ends_with("tables"));
     let table = store.path().join(tables.next().expect("a table"));
-    let mut bytes = std::fs::read(&table).unwrap();
+    let mut bytes = fs::read(&table).unwrap();
     let trailer = bytes.len() - 38;
     let position = u64::from_le_bytes(bytes[trailer + 22..trailer + 30].try_into().unwrap());
     bytes[position as usize + 4..position as usize + 8].fill(0xff);
     let hash = xxh3_128(&bytes[position as usize..trailer]);
     bytes[trailer + 6..trailer + 22].copy_from_slice(&hash.to_le_bytes());
-    std::fs::write(&table, bytes).unwrap();
+    fs::write(&table, bytes).unwrap();
     let error = store.config().open().unwrap_err();
     assert!(error.to_string().contains("table of contents is not whole"), "{error}");
     let report = esker::verify(store.path(), esker::VerifyOptions::default()).unwrap();

@@ -170,3 +170,24 @@ fn copying_reports_progress() {
     assert!(seen.iter().any(|p| p.phase == Phase::Sync));
     assert!(report.total.as_nanos() > 0 && serde_json::to_value(&report).unwrap().is_object());
 }
+
+#[test]
+fn a_copy_of_a_crashed_keyspace_whose_last_commit_rots_is_refused() {
+    let mut store = written();
+    store.crash();
+    let target = store.beside("copy");
+    cold_copy(store.path(), &target, CopyOptions::default()).unwrap();
+    let last = segments(&target)
+        .into_iter()
+        .rfind(|path| std::fs::read(path).unwrap()[72..].iter().any(|&byte| byte != 0));
+    let last = last.expect("a segment with frames");
+    let end = std::fs::read(&last).unwrap().iter().rposition(|&byte| byte != 0).unwrap() as u64;
+    let file = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
+    file.write_all_at(b"?", end).unwrap();
+    // In the source this looks like a write that was cut short. The copy was synced as a whole.
+    let report = esker::verify(&target, Default::default()).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.path == last), "{report:?}");
+    let error = Keyspace::open(&target).unwrap_err();
+    let esker::Error::Corrupt(corruption) = &error else { panic!("{error}") };
+    assert_eq!(corruption.path, last, "{error}");
+}

@@ -420,6 +420,8 @@ pub(crate) fn branch(source: &Catalog, seqno: u64) -> Catalog {
     let mut catalog = source.clone();
     catalog.origin = Some(Origin { uuid: source.uuid, timeline: source.timeline, seqno });
     catalog.fork_on_open = true;
+    // All of it is synced before the directory gets its name: a journal that ends earlier is damaged.
+    catalog.last_seqno = catalog.last_seqno.max(seqno);
     catalog
 }
 

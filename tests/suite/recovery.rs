@@ -235,6 +235,23 @@ fn a_torn_tail_is_cut_and_the_keyspace_goes_on() {
     assert!(esker::verify(store.path(), Default::default()).unwrap().torn_tail.is_none());
 }
 
+#[test]
+fn a_journal_that_lost_commits_which_tables_hold_is_refused_and_named() {
+    let mut store = Store::new();
+    fill(&store.partition("p"), 50);
+    store.keyspace().flush().unwrap();
+    store.crash();
+    let [.., last] = &segments(&store.path())[..] else { panic!("there is a journal") };
+    let end = fs::read(last).unwrap().iter().rposition(|&byte| byte != 0).unwrap() as u64;
+    OpenOptions::new().write(true).open(last).unwrap().write_all_at(b"?", end).unwrap();
+    for read_only in [true, false] {
+        let error = store.config().read_only(read_only).open().unwrap_err();
+        let esker::Error::Corrupt(corruption) = &error else { panic!("{error}") };
+        assert_eq!(&corruption.path, last, "{error}");
+        assert!(error.to_string().contains("tables hold commits"), "{error}");
+    }
+}
+
 /// A segment that was swapped out and never sealed: its successor has frames, it has no seal.
 #[test]
 fn an_earlier_segment_without_its_seal_is_replayed() {

@@ -76,7 +76,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         // Or a power cut brings it back beside trees that it does not describe.
         unless(Bug::FileListRemovalNotSynced, || files::sync_dir(root))?;
     }
-    let mut replay = Replay::open_trees(root, &catalog, &plan, config)?;
+    let mut replay = Replay::open_trees(root, &catalog, config)?;
     replay.run(root, &plan)?;
     unless(Bug::ReplayedNotFlushed, || replay.flush_all(plan.last_seqno))?;
     let old_last = catalog.last_segment;
@@ -194,7 +194,7 @@ pub(crate) fn remove_segments_before(root: &Path, first: u64) -> Result<()> {
 pub(crate) fn absorb_journal(dir: &Path, config: &Config) -> Result<Catalog> {
     let mut catalog = Catalog::load(dir)?;
     let (_, plan) = plan_journal(dir, &catalog)?;
-    let mut replay = Replay::open_trees(dir, &catalog, &plan, config)?;
+    let mut replay = Replay::open_trees(dir, &catalog, config)?;
     replay.run(dir, &plan)?;
     replay.flush_all(plan.last_seqno)?;
     replay.finish(&mut catalog, &plan);
@@ -236,7 +236,7 @@ fn open_view(config: &Config) -> Result<Recovered> {
     for (entry, checked) in catalog.partitions.iter().zip(&checked) {
         mirror_tree(&source, &root, entry.tree, checked)?;
     }
-    let mut replay = Replay::open_trees(&root, &catalog, &plan, config)?;
+    let mut replay = Replay::open_trees(&root, &catalog, config)?;
     replay.run(&source, &plan)?;
     let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
     let id = catalog.last_segment + 1;

@@ -44,28 +44,13 @@ struct Replayed {
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn open_trees(
-        root: &Path,
-        catalog: &Catalog,
-        plan: &JournalPlan,
-        config: &'a Config,
-    ) -> Result<Self> {
+    pub(crate) fn open_trees(root: &Path, catalog: &Catalog, config: &'a Config) -> Result<Self> {
         let trees = tree::Shared::new(config.cache_bytes);
         let mut live = BTreeMap::new();
         for entry in &catalog.partitions {
             let dir = files::tree(root, entry.tree);
             let tree = Arc::new(Tree::open(&dir, entry.tree, &entry.options, &trees)?);
             let persisted = tree.highest_persisted_seqno().unwrap_or(0);
-            if persisted > plan.last_seqno {
-                // The journal is synced before tables are installed: nothing can be ahead of it.
-                return Err(Error::corrupt_because(
-                    &dir,
-                    None,
-                    "the tables hold commits that CATALOG and the journal do not know",
-                    format!("commits up to {}", plan.last_seqno),
-                    format!("commit {persisted}"),
-                ));
-            }
             let upto = entry.floor.flushed_upto.max(persisted);
             let core = PartitionCore::new(
                 entry.id,
@@ -89,10 +74,34 @@ impl<'a> Replay<'a> {
 
     /// Replays the planned segments, which lie in the keyspace `source`.
     pub(crate) fn run(&mut self, source: &Path, plan: &JournalPlan) -> Result<()> {
+        self.check_reach(source, plan)?;
         let identity = self.identity;
         for &id in &plan.replay {
             let path = files::segment(source, id);
             reader::replay(&path, id, identity, &mut |frame| self.frame(&path, &frame))?;
+        }
+        Ok(())
+    }
+
+    /// The journal is synced before tables are installed: nothing can be ahead of it.
+    fn check_reach(&self, source: &Path, plan: &JournalPlan) -> Result<()> {
+        for target in self.live.values() {
+            let persisted = target.tree.highest_persisted_seqno().unwrap_or(0);
+            if persisted <= plan.last_seqno {
+                continue;
+            }
+            // Which of the two is at fault nobody knows, unless the journal is cut short.
+            let (path, offset) = match plan.torn {
+                Some((segment, offset)) => (files::segment(source, segment), Some(offset)),
+                None => (files::tree(source, target.tree.id), None),
+            };
+            return Err(Error::corrupt_because(
+                &path,
+                offset,
+                "tables hold commits that CATALOG and the journal do not know",
+                format!("commits up to {persisted}"),
+                format!("commits up to {}", plan.last_seqno),
+            ));
         }
         Ok(())
     }

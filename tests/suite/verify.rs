@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use esker::{ErrorKind, PartitionOptions, Phase, VerifyOptions, VerifyReport};
+use esker_tests::files::entries;
 use esker_tests::{Store, fill, fingerprint};
 
 fn verify(path: &Path) -> VerifyReport {
@@ -160,4 +161,42 @@ fn verify_of_an_open_keyspace_says_locked_and_beside_readers_it_works() {
     store.close();
     let _reader = esker::Config::new(store.path()).read_only(true).open().unwrap();
     assert!(verify(&store.path()).is_sound());
+}
+
+/// lsm-tree's checksum of a blob leaves out the length that it unpacks to.
+#[test]
+fn a_rotten_length_of_a_packed_value_is_an_error_and_no_other_value() {
+    let mut store = Store::new();
+    let p = store.partition_with("p", PartitionOptions::default().separate_values_from(Some(100)));
+    let value = "easy to pack ".repeat(100);
+    p.insert("key", value.as_str()).unwrap();
+    store.keyspace().flush().unwrap();
+    drop(p);
+    store.close();
+    let blobs = store.path().join("partitions/1/blobs");
+    let [name] = &entries(&blobs)[..] else { panic!("one blob file") };
+    let file = blobs.join(name);
+    let whole = std::fs::read(&file).unwrap();
+    // docs/format.md: the length is in bytes 30 to 34 of the blob.
+    for bit in 0..32 {
+        let mut bytes = whole.clone();
+        bytes[30 + bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&file, bytes).unwrap();
+        let keyspace = store.config().read_only(true).open().unwrap();
+        let p = keyspace.open_partition("p").unwrap().unwrap();
+        let errors = [
+            p.get("key").unwrap_err(),
+            p.iter().unwrap().next().unwrap().unwrap_err(),
+            p.iter().unwrap().next_back().unwrap().unwrap_err(),
+            p.prefix("k").unwrap().next().unwrap().unwrap_err(),
+        ];
+        for error in errors {
+            let esker::Error::Corrupt(corruption) = &error else { panic!("{error}") };
+            assert!(corruption.path.ends_with(Path::new("blobs").join(name)), "bit {bit}: {error}");
+            assert_eq!(corruption.offset, Some(0), "{error}");
+        }
+    }
+    std::fs::write(&file, whole).unwrap();
+    store.open();
+    assert_eq!(store.get("p", "key"), Some(value));
 }

@@ -11,6 +11,7 @@
 //! - Whatever lsm-tree leaves behind (super-versions, obsolete manifests) is collected after every
 //!   operation (11).
 
+mod blobs;
 mod calls;
 mod reading;
 
@@ -108,6 +109,8 @@ pub(crate) struct Tree {
     pub(crate) id: u64,
     dir: PathBuf,
     tree: AnyTree,
+    /// Separated values are compressed.
+    packs_values: bool,
     counter: SequenceNumberCounter,
     active: RwLock<Arc<Memtable>>,
     flushing: Mutex<()>,
@@ -172,6 +175,8 @@ impl Tree {
             dir: dir.to_path_buf(),
             active: RwLock::new(tree.active_memtable()),
             tree,
+            packs_values: options.separate_values_from.is_some()
+                && options.compression != Compression::None,
             counter,
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),

@@ -1,12 +1,14 @@
 //! Reads of one tree, and the iterators over it.
 
+use std::cell::Cell;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use lsm_tree::{AbstractTree as _, Guard, IterGuardImpl, Slice};
+use lsm_tree::{AbstractTree as _, AnyTree, Guard, IterGuardImpl, Slice};
 
+use super::blobs;
 use super::calls::guarded;
 use super::{READ_SEQNO_MIN, Tree};
 use crate::error::Result;
@@ -33,7 +35,11 @@ impl Tree {
         if is_too_long(key) {
             return Ok(None);
         }
-        guarded("read from", &self.dir, || self.tree.get(key, read_seqno.max(READ_SEQNO_MIN)))
+        let read_seqno = read_seqno.max(READ_SEQNO_MIN);
+        if self.packs_values {
+            blobs::check(&self.tree, &self.dir, key, read_seqno)?;
+        }
+        guarded("read from", &self.dir, || self.tree.get(key, read_seqno))
     }
 
     pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
@@ -54,8 +60,8 @@ impl Tree {
 
     pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
         let bounds = shorten(bounds);
-        let inner = self.tree.range::<Slice, _>(bounds, read_seqno.max(READ_SEQNO_MIN), None);
-        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
+        let read_seqno = read_seqno.max(READ_SEQNO_MIN);
+        self.entries(self.tree.range::<Slice, _>(bounds, read_seqno, None), read_seqno)
     }
 
     pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
@@ -64,8 +70,13 @@ impl Tree {
             let bounds = (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
             return self.range(bounds, read_seqno);
         }
-        let inner = self.tree.prefix(prefix, read_seqno.max(READ_SEQNO_MIN), None);
-        RawIter { inner, dir: Arc::from(self.dir.as_path()) }
+        let read_seqno = read_seqno.max(READ_SEQNO_MIN);
+        self.entries(self.tree.prefix(prefix, read_seqno, None), read_seqno)
+    }
+
+    fn entries(&self, inner: Entries, read_seqno: u64) -> RawIter {
+        let packed = self.packs_values.then(|| (self.tree.clone(), read_seqno));
+        RawIter { inner, dir: Arc::from(self.dir.as_path()), packed }
     }
 
     pub(crate) fn approximate_len(&self) -> usize {
@@ -89,17 +100,35 @@ impl Tree {
 pub(crate) struct RawIter {
     inner: Entries,
     dir: Arc<Path>,
+    /// Values may be packed, and their lengths are to be looked up here.
+    packed: Option<(AnyTree, u64)>,
 }
 
 impl RawIter {
     fn entry(&mut self, next: Step) -> Option<Result<(Slice, Slice)>> {
-        let Self { inner, dir } = self;
-        let entry = guarded("read from", dir, || next(inner).map(Guard::into_inner).transpose());
-        entry.transpose()
+        let Self { inner, dir, packed } = self;
+        let (dir, packed, wrong) = (&*dir, &*packed, Cell::new(None));
+        let is_right = |key: &Slice| match packed {
+            Some((tree, read_seqno)) => match blobs::check(tree, dir, key, *read_seqno) {
+                Ok(()) => true,
+                Err(error) => {
+                    wrong.set(Some(error));
+                    false
+                }
+            },
+            None => true,
+        };
+        let entry = guarded("read from", dir, || {
+            next(inner).map(|guard| guard.into_inner_if(is_right)).transpose()
+        });
+        match (wrong.take(), entry) {
+            (Some(error), _) | (None, Err(error)) => Some(Err(error)),
+            (None, Ok(entry)) => entry.and_then(|(key, value)| Some(Ok((key, value?)))),
+        }
     }
 
     fn key(&mut self, next: Step) -> Option<Result<Slice>> {
-        let Self { inner, dir } = self;
+        let Self { inner, dir, .. } = self;
         let key = guarded("read from", dir, || next(inner).map(Guard::key).transpose());
         key.transpose()
     }

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use esker_tests::crash::worker::{self, Work};
-use esker_tests::crash::{LAYERS, Options, Outcome};
+use esker_tests::crash::{LAYERS, Options, Outcome, rot};
 use esker_tests::planted;
 
 const USAGE: &str = "usage: crash <layer> [--states N] [--seed S]";
@@ -21,6 +21,10 @@ fn main() -> ExitCode {
         let Some(work) = Work::parse(&arguments[1..]) else { return ExitCode::from(2) };
         worker::run(work);
         return ExitCode::SUCCESS;
+    }
+    if arguments.first().is_some_and(|word| word == rot::worker::COMMAND) {
+        let understood = rot::worker::run(&arguments[1..]);
+        return if understood { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
     let (layer, options) = match parse(&arguments) {
         Ok(parsed) => parsed,

@@ -1,5 +1,6 @@
 //! A short pass of every layer of the crash harness.
 
+mod rot;
 mod states;
 
 use std::time::Duration;
@@ -50,6 +51,11 @@ fn faults() {
 #[test]
 fn enospc() {
     short("enospc", 3);
+}
+
+#[test]
+fn rot() {
+    short("rot", 1500);
 }
 
 #[test]

@@ -19,7 +19,6 @@ mod neighbours;
 mod options;
 mod readonly;
 mod recovery;
-mod rot;
 mod snapshots;
 mod transcript;
 mod verify;

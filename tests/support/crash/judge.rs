@@ -26,6 +26,7 @@ macro_rules! ensure {
         }
     };
 }
+pub(crate) use ensure;
 
 /// A sentence says what is wrong.
 pub type Verdict<T> = Result<T, String>;

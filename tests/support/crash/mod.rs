@@ -10,6 +10,7 @@ mod kill;
 mod power;
 pub mod process;
 pub mod recorder;
+pub mod rot;
 pub mod said;
 pub mod script;
 pub mod worker;
@@ -50,4 +51,5 @@ pub const LAYERS: &[Layer] = &[
     Layer { name: "faults", states: 2000, run: faults::run },
     Layer { name: "power", states: 200, run: power::run },
     Layer { name: "enospc", states: 100, run: enospc::run },
+    Layer { name: "rot", states: 5000, run: rot::run },
 ];

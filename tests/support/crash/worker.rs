@@ -36,6 +36,13 @@ pub fn use_program(path: impl Into<PathBuf>) {
     let _ = PROGRAM.set(path.into());
 }
 
+/// The program `crash`, without arguments.
+pub(super) fn program() -> Command {
+    let program = PROGRAM.get().cloned();
+    let program = program.or_else(|| std::env::current_exe().ok()).expect("the own program");
+    Command::new(program)
+}
+
 /// What a worker is asked to do.
 #[derive(Clone, Debug)]
 pub struct Work {
@@ -56,9 +63,7 @@ pub struct Work {
 impl Work {
     /// The command that does it.
     pub fn command(&self) -> Command {
-        let program = PROGRAM.get().cloned();
-        let program = program.or_else(|| std::env::current_exe().ok()).expect("the own program");
-        let mut command = Command::new(program);
+        let mut command = program();
         command.arg(COMMAND).arg(&self.dir);
         let patience = self.patience.as_millis() as u64;
         let tidy = u64::from(self.tidy);

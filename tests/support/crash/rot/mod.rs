@@ -247,7 +247,7 @@ impl Campaign {
         let cause = text.lines().rev().find(|line| !line.is_empty()).unwrap_or_default();
         match ended {
             Some(how) => Ended::At(at.0, format!("{}: {how}", at.1)),
-            None if status.as_ref().is_ok_and(|status| status.success()) => Ended::All,
+            None if status.as_ref().is_ok_and(std::process::ExitStatus::success) => Ended::All,
             None => Ended::At(at.0, format!("{}: the process died: {status:?}: {cause}", at.1)),
         }
     }

@@ -55,7 +55,7 @@ fn enospc() {
 
 #[test]
 fn rot() {
-    short("rot", 1500);
+    short("rot", 400);
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn any_file(image: &Image, rng: &mut Rng) -> PathBuf {
     loop {
         let names = match rng.below(50) {
             0 => image.all([Lock, Stray][rng.below(2) as usize]),
-            ..15 => image.files.keys().collect(),
+            1..15 => image.files.keys().collect(),
             _ => image.all(USUAL[rng.below(7) as usize]),
         };
         if let Some(name) = pick(names, rng) {

@@ -20,7 +20,7 @@ pub mod worker;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -247,7 +247,7 @@ impl Campaign {
         let cause = text.lines().rev().find(|line| !line.is_empty()).unwrap_or_default();
         match ended {
             Some(how) => Ended::At(at.0, format!("{}: {how}", at.1)),
-            None if status.as_ref().is_ok_and(std::process::ExitStatus::success) => Ended::All,
+            None if status.as_ref().is_ok_and(ExitStatus::success) => Ended::All,
             None => Ended::At(at.0, format!("{}: the process died: {status:?}: {cause}", at.1)),
         }
     }

@@ -7,7 +7,7 @@
 //! written after everything it names, everything is synced before the directory gets its name, and
 //! whatever fails leaves neither the name nor the unfinished directory behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -41,7 +41,7 @@ pub(crate) struct PlannedTree {
 pub(crate) struct PlannedSegment {
     pub(crate) id: u64,
     pub(crate) chain: u64,
-    /// Only sealed segments are immutable for good.
+    /// Only sealed segments are immutable for good; others are copied byte by byte.
     pub(crate) sealed: bool,
 }
 
@@ -61,6 +61,8 @@ pub(crate) struct Built {
     pub(crate) records: Vec<FileRecord>,
     /// What must be synced one by one if the filesystem is not synced at once.
     to_sync: Vec<PathBuf>,
+    /// Those of them that are segments of the source under another name.
+    shared: HashSet<PathBuf>,
 }
 
 /// Removes an unfinished directory unless it was published.
@@ -294,8 +296,9 @@ impl<'a> Site<'a> {
         let to = files::segment(self.dir, segment.id);
         let name = files::segment_name(segment.id);
         let (from, into) = (files::journal(&self.plan.source), files::journal(self.dir));
-        let way = Way::open(from, into, self.transfer)?;
-        let placed = if segment.sealed { way.place(&name) } else { way.duplicate(&name) }?;
+        // A reflink would share what is on the disk, and what was read may be in the page cache alone.
+        let transfer = if segment.sealed { self.transfer } else { Transfer::Copy };
+        let placed = Way::open(from, into, transfer)?.place(&name)?;
         let mut built = Built::default();
         self.note(&mut built, to, placed, Identity::Chain(segment.chain), report);
         Ok(built)
@@ -331,6 +334,9 @@ impl<'a> Site<'a> {
         let name = relative(self.dir, &path);
         built.records.push(FileRecord { path: name, bytes, xxh3, chain, how: placed.into() });
         if !durable {
+            if placed == Placed::Linked {
+                built.shared.insert(path.clone());
+            }
             built.to_sync.push(path);
         }
     }
@@ -354,6 +360,7 @@ impl Built {
     fn append(&mut self, part: Self) {
         self.records.extend(part.records);
         self.to_sync.extend(part.to_sync);
+        self.shared.extend(part.shared);
     }
 
     /// Lists the directory anew after its journal was absorbed into its tables: only what was
@@ -361,7 +368,13 @@ impl Built {
     pub(crate) fn relist(&mut self, dir: &Path, catalog: &Catalog) -> Result<()> {
         let before = std::mem::take(&mut self.records).into_iter();
         let before: HashMap<_, _> = before.map(|record| (record.path, record.how)).collect();
-        self.to_sync.retain(|path| path.exists());
+        let mut to_sync = Vec::new();
+        for path in std::mem::take(&mut self.to_sync) {
+            if files::exists(&path)? {
+                to_sync.push(path);
+            }
+        }
+        self.to_sync = to_sync;
         for entry in &catalog.partitions {
             let tree = files::tree(dir, entry.tree);
             let checked = manifest::check(&tree)?;
@@ -397,7 +410,7 @@ impl Built {
         dir: &Path,
         catalog: &Catalog,
         head: &CheckpointHead,
-    ) -> Result<Tally> {
+    ) -> std::result::Result<Tally, Unsealed> {
         let (path, bytes) = (files::catalog(dir), catalog.encode());
         files::write_new(&path, &bytes)?;
         self.records.push(written(dir, &path, &bytes));
@@ -405,13 +418,36 @@ impl Built {
         let path = files::checkpoint(dir);
         files::write_new(&path, &encode_checkpoint(head, &self.records)?)?;
         self.to_sync.push(path);
-        if !files::sync_filesystem(dir)? {
-            unless(Bug::CheckpointFilesNotSynced, || {
-                self.to_sync.iter().try_for_each(|path| files::sync(path))
-            })?;
-            unless(Bug::CheckpointDirNotSynced, || files::sync_dir(dir))?;
-        }
+        self.sync(dir)?;
         Ok(Tally::of(&self.records))
+    }
+
+    fn sync(&self, dir: &Path) -> std::result::Result<(), Unsealed> {
+        let any_shared = !self.shared.is_empty();
+        let told = |error, shared| Unsealed { error, shared };
+        if files::sync_filesystem(dir).map_err(|error| told(error, any_shared))? {
+            return Ok(());
+        }
+        unless(Bug::CheckpointFilesNotSynced, || {
+            self.to_sync.iter().try_for_each(|path| {
+                files::sync(path).map_err(|error| told(error, self.shared.contains(path)))
+            })
+        })?;
+        Ok(unless(Bug::CheckpointDirNotSynced, || files::sync_dir(dir))?)
+    }
+}
+
+/// Why a copy was not finished.
+pub(crate) struct Unsealed {
+    pub(crate) error: Error,
+    /// What failed may be the sync of a linked segment, whose seal is the source's: the next copy
+    /// would link it, sync it again, and be told of success over what this sync has lost.
+    pub(crate) shared: bool,
+}
+
+impl From<Error> for Unsealed {
+    fn from(error: Error) -> Self {
+        Self { error, shared: false }
     }
 }
 
@@ -427,12 +463,12 @@ pub(crate) fn branch(source: &Catalog, seqno: u64) -> Catalog {
 
 /// Refuses a target that exists or lies inside the source, and says where it will be built.
 pub(crate) fn check_target(source: &Path, target: &Path) -> Result<()> {
-    if target.symlink_metadata().is_ok() {
+    if files::is_taken(target)? {
         return Err(Error::TargetExists { path: target.to_path_buf() });
     }
     let parent = files::parent(target);
     let inside = parent.canonicalize().at("open", parent)?;
-    if !inside.is_dir() {
+    if !files::is_dir(&inside)? {
         let what = format!("{} is not a directory, so it cannot hold the target", parent.display());
         return Err(Error::InvalidInput(what));
     }

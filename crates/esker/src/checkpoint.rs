@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::assemble::{
-    self, Built, Plan, PlannedSegment, PlannedTree, Unfinished, branch, check_target,
+    self, Built, Plan, PlannedSegment, PlannedTree, Unfinished, Unsealed, branch, check_target,
 };
 use crate::catalog::Catalog;
 use crate::commit::now_ms;
@@ -181,7 +181,12 @@ impl<'a> CheckpointBuilder<'a> {
         }
         (self.progress)(Progress::begin(Phase::Sync, 0, 0));
         let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, now_ms(), taken.left_out);
-        let tally = taken.built.seal(unfinished.path(), &taken.plan.catalog, &head)?;
+        let tally = taken.built.seal(unfinished.path(), &taken.plan.catalog, &head);
+        let tally = tally.map_err(
+            |Unsealed { error, shared: linked }| {
+                if linked { shared.journal.poison(error) } else { error }
+            },
+        )?;
         if self.verify {
             check_directory(unfinished.path(), &mut *self.progress)?;
         }

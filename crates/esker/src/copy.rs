@@ -115,7 +115,8 @@ pub fn cold_copy(
     let built = plan.build(unfinished.path(), transfer, begin, &mut *progress)?;
     progress(Progress::begin(Phase::Sync, 0, 0));
     let head = CheckpointHead::new(&plan.catalog, seqno, now_ms(), Vec::new());
-    let tally = built.seal(unfinished.path(), &plan.catalog, &head)?;
+    let sealed = built.seal(unfinished.path(), &plan.catalog, &head);
+    let tally = sealed.map_err(|unsealed| unsealed.error)?;
     if verify {
         check_directory(unfinished.path(), &mut *progress)?;
     }
@@ -146,7 +147,8 @@ fn survey(source: &Path) -> Result<(Plan, u64)> {
         .map(|scan| PlannedSegment {
             id: scan.id,
             chain: scan.chain,
-            sealed: scan.tail == Tail::Sealed,
+            // After an unclean end a seal may be in the page cache alone: no link, new bytes.
+            sealed: scan.tail == Tail::Sealed && catalog.clean,
         })
         .collect();
     let seqno = journal.last_seqno;

@@ -5,8 +5,8 @@
 
 /// Files of the journal are these, and others in the thread tests.
 pub(crate) use std::fs::File;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -122,6 +122,32 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Whether there is anything at `path`. A disk that cannot say is an error and not a no.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some())
+}
+
+/// Whether a directory is at `path`.
+pub(crate) fn is_dir(path: &Path) -> Result<bool> {
+    Ok(look(path)?.is_some_and(|metadata| metadata.is_dir()))
+}
+
+fn look(path: &Path) -> Result<Option<Metadata>> {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    match fs::metadata(path) {
+        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => Ok(None),
+        other => other.map(Some).at("inspect", path),
+    }
+}
+
+/// Whether the name is in use, be it by a symbolic link that leads nowhere.
+pub(crate) fn is_taken(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|_| true).at("inspect", path),
+    }
+}
+
 /// Makes one directory, private to its owner. It may exist.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
@@ -137,7 +163,7 @@ pub(crate) fn create_new_dir(path: &Path) -> Result<()> {
 
 /// Makes a directory and its missing parents, each durable in the one above it.
 pub(crate) fn create_dir_all_durably(path: &Path) -> Result<()> {
-    if path.is_dir() {
+    if is_dir(path)? {
         return Ok(());
     }
     create_dir_all_durably(parent(path))?;
@@ -208,15 +234,26 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File> {
 /// An error of kind `Retry` means that the old file is still there. Once the rename is done nothing
 /// may be reported as if it were not: a failed sync of the directory is never `Retry`.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    if is_planted(Bug::CatalogWrittenInPlace) && path.exists() {
-        return fs::write(path, bytes)
-            .and_then(|()| File::open(path)?.sync_all())
-            .at("write", path);
+    replace_by(path, |file| file.write_all(bytes))
+}
+
+/// Puts the first `len` bytes of a file, as they are read now, into a new file of its name, as
+/// [`replace`] does. What is read may be in the page cache alone.
+pub(crate) fn renew(path: &Path, len: u64) -> Result<()> {
+    let old = File::open(path).at("open", path)?;
+    replace_by(path, |file| io::copy(&mut old.take(len), file).map(drop))
+}
+
+fn replace_by(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    if is_planted(Bug::CatalogWrittenInPlace) && exists(path)? {
+        let mut file = File::create(path).at("open", path)?;
+        return write(&mut file).and_then(|()| file.sync_all()).at("write", path);
     }
     let temporary = path.with_extension(TEMPORARY_SUFFIX);
     remove_if_present(&temporary)?;
     let written = (|| {
-        let file = write_new(&temporary, bytes)?;
+        let mut file = create_file(&temporary)?;
+        write(&mut file).at("write", &temporary)?;
         unless(Bug::ReplacedFileNotSynced, || file.sync_all().at("sync", &temporary))?;
         let dir = File::open(parent(path)).at("open", parent(path))?;
         fs::rename(&temporary, path).at("rename", &temporary)?;
@@ -301,7 +338,7 @@ pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
         }
         // Filesystems without the flag: a directory rename never replaces a non-empty directory.
         Err(Errno::INVAL | Errno::NOSYS) => {
-            if target.symlink_metadata().is_ok() {
+            if is_taken(target)? {
                 return Err(Error::TargetExists { path: target.to_path_buf() });
             }
             fs::rename(unfinished, target).at("rename", unfinished)?;
@@ -386,12 +423,12 @@ fn flock(file: &File, access: Access, root: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(Error::Locked { path: root.to_path_buf() }),
         // Some network filesystems cannot lock a directory; the LOCK file still is.
-        Err(Errno::BADF | Errno::OPNOTSUPP | Errno::INVAL) if is_dir(file) => Ok(()),
+        Err(Errno::BADF | Errno::OPNOTSUPP | Errno::INVAL) if is_open_dir(file) => Ok(()),
         Err(errno) => Err(Error::io("lock", root, errno.into())),
     }
 }
 
-fn is_dir(file: &File) -> bool {
+fn is_open_dir(file: &File) -> bool {
     file.metadata().is_ok_and(|m| m.is_dir())
 }
 

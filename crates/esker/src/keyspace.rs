@@ -261,6 +261,8 @@ impl Keyspace {
     pub fn flush(&self) -> Result<()> {
         let shared = self.open_shared()?;
         let _open = shared.begin_operation()?;
+        // Without partitions nothing below would say so.
+        shared.journal.check_poison()?;
         shared.flush_all().map_err(|error| shared.fail(error))
     }
 

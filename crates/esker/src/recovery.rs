@@ -19,11 +19,14 @@ use crate::config::Config;
 use crate::error::{Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
 use crate::journal::format::Identity;
+use crate::journal::reader::{Scan, Tail};
 use crate::journal::writer::Journal;
 use crate::manifest::Checked;
 use crate::planted::{Bug, is_planted, unless};
 use crate::replay::Replay;
-use crate::survey::{Kind, kind_of, load_catalog, plan_journal, segments_on_disk, survey_tree};
+use crate::survey::{
+    JournalPlan, Kind, kind_of, load_catalog, plan_journal, segments_on_disk, survey_tree,
+};
 use crate::tree;
 use crate::versions::Versions;
 
@@ -60,12 +63,13 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     for entry in &catalog.partitions {
         survey_tree(root, &catalog, entry)?;
     }
-    let (_, plan) = plan_journal(root, &catalog)?;
+    let (scans, plan) = plan_journal(root, &catalog)?;
     remove_leftovers(root, &catalog)?;
     if !catalog.clean {
         // Whatever the page cache holds of an earlier life reaches the disk before lsm-tree
         // deletes what it supersedes.
         sync_everything(root)?;
+        renew_journal(root, &scans, &plan)?;
     }
     if catalog.fork_on_open && !plan.replay.is_empty() {
         // A checkpoint or copy: from here on its trees move ahead of CATALOG and CHECKPOINT until
@@ -122,6 +126,20 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     })
 }
 
+/// The journal must reach as far as the tables into which it is replayed, also if the machine dies
+/// before CATALOG says that it is not needed: else those hold commits that nothing knows, one
+/// partition's and not the other's. After a failed sync what was read may be in the page cache
+/// alone, and another sync brings nothing to the disk: it goes to a new file. A seal proves that
+/// everything before it was synced.
+fn renew_journal(root: &Path, scans: &[Scan], plan: &JournalPlan) -> Result<()> {
+    for scan in scans.iter().filter(|scan| plan.replay.contains(&scan.id)) {
+        if scan.frames > 0 && scan.tail != Tail::Sealed {
+            files::renew(&files::segment(root, scan.id), scan.end)?;
+        }
+    }
+    Ok(())
+}
+
 fn sync_everything(root: &Path) -> Result<()> {
     if files::sync_filesystem(root)? {
         return Ok(());
@@ -130,7 +148,7 @@ fn sync_everything(root: &Path) -> Result<()> {
     while let Some(dir) = dirs.pop() {
         for name in files::names(&dir)? {
             let path = dir.join(name);
-            if path.is_dir() {
+            if files::is_dir(&path)? {
                 dirs.push(path);
             } else {
                 files::sync(&path)?;
@@ -173,6 +191,11 @@ fn remove_leftovers(root: &Path, catalog: &Catalog) -> Result<()> {
         for name in files::names(&dir)?.iter().filter(|name| name.starts_with(".tmp")) {
             files::remove_if_present(&dir.join(name))?;
         }
+    }
+    // A segment is renewed by way of a file that a crash can leave behind.
+    let journal = files::journal(root);
+    for name in files::names(&journal)?.iter().filter(|name| files::is_temporary(name)) {
+        files::remove_if_present(&journal.join(name))?;
     }
     for id in segments_on_disk(root)? {
         if id > catalog.last_segment {

@@ -23,12 +23,12 @@ pub(crate) enum Kind {
 }
 
 pub(crate) fn kind_of(root: &Path) -> Result<Kind> {
-    if files::catalog(root).exists() {
+    if files::exists(&files::catalog(root))? {
         return Ok(Kind::Keyspace);
     }
     let not_a_keyspace =
         |reason: String| Err(Error::NotAKeyspace { path: root.to_path_buf(), reason });
-    if root.exists() && !root.is_dir() {
+    if files::exists(root)? && !files::is_dir(root)? {
         return not_a_keyspace("it is not a directory".into());
     }
     for name in files::names(root)? {
@@ -56,7 +56,8 @@ pub(crate) fn load_catalog(root: &Path) -> Result<Catalog> {
     match kind_of(root)? {
         Kind::Keyspace => Catalog::load(root),
         Kind::Fresh => {
-            let reason = if root.exists() { "it has no CATALOG" } else { "it does not exist" };
+            let reason =
+                if files::exists(root)? { "it has no CATALOG" } else { "it does not exist" };
             Err(Error::NotAKeyspace { path: root.to_path_buf(), reason: reason.into() })
         }
     }
@@ -69,7 +70,7 @@ pub(crate) fn survey_tree(
     entry: &PartitionEntry,
 ) -> Result<Checked> {
     let dir = files::tree(root, entry.tree);
-    if !files::current(&dir).exists() {
+    if !files::exists(&files::current(&dir))? {
         return Err(Error::corrupt(&files::current(&dir), None, "the file is missing"));
     }
     let checked = manifest::check(&dir)?;
@@ -106,7 +107,7 @@ pub(crate) fn survey_tree(
 }
 
 fn survey_files(dir: &Path, named: &[u64]) -> Result<()> {
-    if !dir.is_dir() {
+    if !files::is_dir(dir)? {
         return Err(Error::corrupt(dir, None, "the directory is missing"));
     }
     let mut present = BTreeSet::new();
@@ -132,7 +133,7 @@ fn survey_journal(root: &Path, catalog: &Catalog) -> Result<Vec<Scan>> {
     let mut scans = Vec::new();
     for id in catalog.first_segment..=catalog.last_segment {
         let path = files::segment(root, id);
-        if !path.exists() {
+        if !files::exists(&path)? {
             return Err(Error::corrupt(&path, None, "the journal segment is missing"));
         }
         scans.push(reader::scan(&path, id, identity, &mut |_| Ok(()))?);

@@ -69,7 +69,7 @@ impl Way {
     }
 
     /// Brings a mutable file's bytes over: never a link.
-    pub(crate) fn duplicate(&self, name: &str) -> Result<(Placed, u64)> {
+    fn duplicate(&self, name: &str) -> Result<(Placed, u64)> {
         let (source, target) = (self.from.join(name), self.to.join(name));
         let placed = if self.transfer == Transfer::Auto && reflink(&source, &target)? {
             Placed::Reflinked

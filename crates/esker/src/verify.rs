@@ -233,7 +233,8 @@ impl<'a> Examination<'a> {
         }
         self.look_at_journal(&catalog)?;
         // An open for writing that was interrupted has removed CHECKPOINT already.
-        if catalog.fork_on_open && (catalog.clean || files::checkpoint(self.root).exists()) {
+        if catalog.fork_on_open && (catalog.clean || files::exists(&files::checkpoint(self.root))?)
+        {
             self.look_at_checkpoint(&catalog)?;
         }
         self.find_strays()
@@ -334,7 +335,7 @@ impl<'a> Examination<'a> {
     fn look_at_checkpoint(&mut self, catalog: &Catalog) -> Result<()> {
         let path = files::checkpoint(self.root);
         self.known.insert(path.clone());
-        if !path.exists() {
+        if !files::exists(&path)? {
             let missing = Error::corrupt(&path, None, "the file is missing");
             self.note::<()>(Err(missing))?;
             return Ok(());

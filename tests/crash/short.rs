@@ -1,5 +1,6 @@
 //! A short pass of every layer of the crash harness.
 
+mod faults;
 mod rot;
 mod states;
 
@@ -45,7 +46,7 @@ fn kill() {
 
 #[test]
 fn faults() {
-    short("faults", 25);
+    short("faults", 40);
 }
 
 #[test]

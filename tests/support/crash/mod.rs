@@ -4,7 +4,7 @@
 //! states. The command is `tests/crash/main.rs`, the short pass of every layer is `tests/crash/short.rs`.
 
 mod enospc;
-mod faults;
+pub mod faults;
 pub mod judge;
 mod kill;
 mod power;
@@ -32,6 +32,21 @@ pub enum Outcome {
     },
     /// It cannot run on this machine.
     Skipped { missing: String },
+}
+
+impl Outcome {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Ran { passed, mut failures }, Self::Ran { passed: others, failures: more }) => {
+                failures.extend(more);
+                Self::Ran { passed: passed + others, failures }
+            }
+            (ran @ Self::Ran { .. }, Self::Skipped { .. }) => ran,
+            (Self::Skipped { .. }, other) => other,
+        }
+    }
 }
 
 /// One kind of failure.

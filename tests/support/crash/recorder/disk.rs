@@ -2,6 +2,9 @@
 //!
 //! The rules, which `docs/durability.md` tells as well:
 //! - A sync of a file makes its data and its length durable, and nothing else.
+//! - A sync of a file that fails loses the writes since the last one: no later sync of the file makes
+//!   them durable. (Linux writes a page again that changes again; here even that brings no lost byte
+//!   back.) A change of the length is no data and stays to be synced.
 //! - A sync of a directory makes every earlier change of its names durable, and what those depend on.
 //! - Of the data that was not synced, each sector of 512 bytes is in any state that it has had since the
 //!   last sync of its file; some sectors are torn in the middle. The length is any that the file has
@@ -66,6 +69,11 @@ impl File {
     fn sync(&mut self) {
         let durable = &mut self.durable;
         self.pending.drain(..).for_each(|change| change.apply(durable));
+    }
+
+    /// The page cache keeps the data, and believes that the disk has it.
+    fn lose(&mut self) {
+        self.pending.retain(|change| matches!(change, Change::Resize(_)));
     }
 
     /// The file after a crash.
@@ -260,6 +268,11 @@ impl Disk {
             Op::SyncDirectory { ino } => {
                 if self.mistake != Some(Mistake::DirectorySyncIgnored) {
                     self.settle(|place, _| place.dir == *ino);
+                }
+            }
+            Op::SyncFailed { ino } => {
+                if let Some(file) = self.files.get_mut(ino) {
+                    file.lose();
                 }
             }
             Op::Acknowledge(_) => {}

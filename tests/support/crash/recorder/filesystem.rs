@@ -3,7 +3,8 @@
 //! What must stay true: the record has the operations in the order in which they took effect (one
 //! thread serves all requests, and the kernel keeps no write back: a write is in the record before
 //! the call returns); an acknowledgement is in the record before anything that its sender does next;
-//! dropping the mount never waits for anybody.
+//! dropping the mount never waits for anybody. With faults (`injector.rs`) the kernel caches no data
+//! either: every read and write of the program is an operation, and its answer reaches the program.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,6 +21,7 @@ use fuser::{
 use tempfile::TempDir;
 
 use super::image::{Image, Node, Op, ROOT};
+use super::injector::{Failure, Fault, Hit, Injector, Kind, Verdict};
 use super::live::{Answer, Live};
 
 /// Nobody but the kernel changes anything, so what it knows stays true.
@@ -49,9 +51,21 @@ pub struct Mount {
 impl Mount {
     /// Serves `image`; what it holds counts as durable.
     pub fn new(image: Image) -> io::Result<Self> {
+        Self::serve(Live::new(image))
+    }
+
+    /// The same, with every operation counted and, perhaps, a fault. `silent` makes syncs that fail
+    /// claim success.
+    pub fn with_faults(image: Image, fault: Option<Fault>, silent: bool) -> io::Result<Self> {
+        let mut live = Live::new(image);
+        live.injector = Some(Injector::new(fault, silent));
+        Self::serve(live)
+    }
+
+    fn serve(live: Live) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("esker-recorder-").tempdir()?;
         let path = directory.path().to_path_buf();
-        let live = Arc::new(Mutex::new(Live::new(image)));
+        let live = Arc::new(Mutex::new(live));
         let mut config = fuser::Config::default();
         config.mount_options = vec![MountOption::FSName("esker-recorder".into())];
         let recorder = Recorder(Arc::clone(&live));
@@ -61,6 +75,11 @@ impl Mount {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is known of it while it is in use.
+    pub fn desk(&self) -> Desk {
+        Desk(Arc::clone(&self.live))
     }
 
     /// The record up to now. What happens later is not recorded any more.
@@ -88,6 +107,51 @@ impl Drop for Mount {
     }
 }
 
+/// The filesystem as its operator sees it.
+#[derive(Clone)]
+pub struct Desk(Arc<Mutex<Live>>);
+
+impl Desk {
+    /// Puts an acknowledgement into the record.
+    pub fn acknowledge(&self, value: Vec<u8>) {
+        lock(&self.0).record(Op::Acknowledge(value));
+    }
+
+    /// So many operations are in the record.
+    pub fn recorded(&self) -> usize {
+        lock(&self.0).ops.len()
+    }
+
+    /// Behind so many operations the next one that can fail so does.
+    pub fn fail_after(&self, failure: &'static Failure, operations: u64) {
+        if let Some(injector) = &mut lock(&self.0).injector {
+            injector.fail_after(failure, operations);
+        }
+    }
+
+    /// From here on nothing fails.
+    pub fn heal(&self) {
+        if let Some(injector) = &mut lock(&self.0).injector {
+            injector.heal();
+        }
+    }
+
+    /// The operations that were counted.
+    pub fn kinds(&self) -> Vec<Kind> {
+        lock(&self.0).injector.as_ref().map(|injector| injector.kinds.clone()).unwrap_or_default()
+    }
+
+    /// The operations that were made to fail; of many the first.
+    pub fn hits(&self) -> Vec<Hit> {
+        lock(&self.0).injector.as_ref().map(|injector| injector.hits.clone()).unwrap_or_default()
+    }
+
+    /// Whether any operation was made to fail.
+    pub fn was_hit(&self) -> bool {
+        lock(&self.0).injector.as_ref().is_some_and(|injector| !injector.hits.is_empty())
+    }
+}
+
 /// Puts an acknowledgement into the record of the filesystem that is mounted at `root`.
 pub fn acknowledge(root: &Path, value: &[u8]) -> io::Result<()> {
     let flags = rustix::fs::XattrFlags::empty();
@@ -100,6 +164,43 @@ fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
 
 /// The face that FUSE sees.
 struct Recorder(Arc<Mutex<Live>>);
+
+/// An operation that may work, and whether only half of it.
+type Begun<'a> = Result<(MutexGuard<'a, Live>, bool), Errno>;
+
+impl Recorder {
+    /// Every operation begins here: it may be one that fails.
+    fn begin(&self, kind: Kind, ino: INodeNo, name: Option<&OsStr>) -> Begun<'_> {
+        let mut live = lock(&self.0);
+        match live.judge(kind, ino.0, name) {
+            Verdict::Work => Ok((live, false)),
+            Verdict::WorkHalf => Ok((live, true)),
+            Verdict::Fail(errno) => Err(errno),
+        }
+    }
+
+    /// As [`Recorder::begin`], for what cannot be done by halves.
+    fn at(&self, kind: Kind, ino: INodeNo, name: &OsStr) -> Answer<MutexGuard<'_, Live>> {
+        self.begin(kind, ino, Some(name)).map(|(live, _)| live)
+    }
+
+    fn on(&self, kind: Kind, ino: INodeNo) -> Answer<MutexGuard<'_, Live>> {
+        self.begin(kind, ino, None).map(|(live, _)| live)
+    }
+
+    /// How files are opened.
+    fn flags(&self) -> FopenFlags {
+        match lock(&self.0).injector {
+            Some(_) => FopenFlags::FOPEN_DIRECT_IO,
+            None => FopenFlags::FOPEN_KEEP_CACHE,
+        }
+    }
+}
+
+/// The half that a short read or write does: at least one byte.
+fn half(bytes: usize) -> usize {
+    bytes.div_ceil(2)
+}
 
 fn finish(reply: ReplyEmpty, answer: Answer<()>) {
     match answer {
@@ -117,13 +218,15 @@ fn enter(reply: ReplyEntry, answer: Answer<FileAttr>) {
 
 impl Filesystem for Recorder {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let live = lock(&self.0);
-        let found = live.place(parent, name).and_then(|place| live.find(&place));
-        enter(reply, found.and_then(|ino| live.attributes(ino)));
+        let found = self.at(Kind::Lookup, parent, name).and_then(|live| {
+            let ino = live.find(&live.place(parent, name)?)?;
+            live.attributes(ino)
+        });
+        enter(reply, found);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match lock(&self.0).attributes(ino.0) {
+        match self.on(Kind::Getattr, ino).and_then(|live| live.attributes(ino.0)) {
             Ok(attributes) => reply.attr(&TTL, &attributes),
             Err(errno) => reply.error(errno),
         }
@@ -147,18 +250,24 @@ impl Filesystem for Recorder {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let mut live = lock(&self.0);
-        if let Some(bytes) = size {
-            live.record(Op::Resize { ino: ino.0, bytes });
-        }
-        match live.attributes(ino.0) {
+        let changed = self.on(Kind::Setattr, ino).and_then(|mut live| {
+            if let Some(bytes) = size {
+                live.record(Op::Resize { ino: ino.0, bytes });
+            }
+            live.attributes(ino.0)
+        });
+        match changed {
             Ok(attributes) => reply.attr(&TTL, &attributes),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match lock(&self.0).image.nodes.get(&ino.0) {
+        let live = match self.on(Kind::Readlink, ino) {
+            Ok(live) => live,
+            Err(errno) => return reply.error(errno),
+        };
+        match live.image.nodes.get(&ino.0) {
             Some(Node::Symlink(target)) => reply.data(target.as_os_str().as_encoded_bytes()),
             _ => reply.error(Errno::EINVAL),
         }
@@ -173,7 +282,9 @@ impl Filesystem for Recorder {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        enter(reply, lock(&self.0).create(parent, name, Node::Directory(Default::default())));
+        let made = self.at(Kind::Mkdir, parent, name);
+        let node = Node::Directory(Default::default());
+        enter(reply, made.and_then(|mut live| live.create(parent, name, node)));
     }
 
     fn symlink(
@@ -184,7 +295,9 @@ impl Filesystem for Recorder {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        enter(reply, lock(&self.0).create(parent, name, Node::Symlink(target.to_path_buf())));
+        let made = self.at(Kind::Symlink, parent, name);
+        let node = Node::Symlink(target.to_path_buf());
+        enter(reply, made.and_then(|mut live| live.create(parent, name, node)));
     }
 
     fn create(
@@ -197,10 +310,12 @@ impl Filesystem for Recorder {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let created = lock(&self.0).create(parent, name, Node::File(Vec::new()));
-        let (handle, keep) = (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        let created = self.at(Kind::Create, parent, name);
+        let created =
+            created.and_then(|mut live| live.create(parent, name, Node::File(Vec::new())));
+        let (handle, flags) = (FileHandle(0), self.flags());
         match created {
-            Ok(attributes) => reply.created(&TTL, &attributes, Generation(0), handle, keep),
+            Ok(attributes) => reply.created(&TTL, &attributes, Generation(0), handle, flags),
             Err(errno) => reply.error(errno),
         }
     }
@@ -213,15 +328,18 @@ impl Filesystem for Recorder {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        enter(reply, lock(&self.0).link(ino, newparent, newname));
+        let linked = self.at(Kind::Link, newparent, newname);
+        enter(reply, linked.and_then(|mut live| live.link(ino, newparent, newname)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        finish(reply, lock(&self.0).remove(parent, name, false));
+        let removed = self.at(Kind::Unlink, parent, name);
+        finish(reply, removed.and_then(|mut live| live.remove(parent, name, false)));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        finish(reply, lock(&self.0).remove(parent, name, true));
+        let removed = self.at(Kind::Rmdir, parent, name);
+        finish(reply, removed.and_then(|mut live| live.remove(parent, name, true)));
     }
 
     fn rename(
@@ -234,16 +352,19 @@ impl Filesystem for Recorder {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mut live = lock(&self.0);
-        let renamed = live.place(parent, name).and_then(|from| {
+        let renamed = self.at(Kind::Rename, newparent, newname).and_then(|mut live| {
+            let from = live.place(parent, name)?;
             let to = live.place(newparent, newname)?;
             live.rename(from, to, flags)
         });
         finish(reply, renamed);
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.on(Kind::Open, ino).map(drop) {
+            Ok(()) => reply.opened(FileHandle(0), self.flags()),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn read(
@@ -257,7 +378,12 @@ impl Filesystem for Recorder {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match lock(&self.0).read(ino, offset, size) {
+        let (live, short) = match self.begin(Kind::Read, ino, None) {
+            Ok(begun) => begun,
+            Err(errno) => return reply.error(errno),
+        };
+        match live.read(ino, offset, size) {
+            Ok(bytes) if short => reply.data(&bytes[..half(bytes.len())]),
             Ok(bytes) => reply.data(bytes),
             Err(errno) => reply.error(errno),
         }
@@ -275,7 +401,12 @@ impl Filesystem for Recorder {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        lock(&self.0).record(Op::Write { ino: ino.0, offset, data: data.into() });
+        let (mut live, short) = match self.begin(Kind::Write, ino, None) {
+            Ok(begun) => begun,
+            Err(errno) => return reply.error(errno),
+        };
+        let data = if short { &data[..half(data.len())] } else { data };
+        live.record(Op::Write { ino: ino.0, offset, data: data.into() });
         reply.written(data.len() as u32);
     }
 
@@ -292,26 +423,29 @@ impl Filesystem for Recorder {
         if mode != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let mut live = lock(&self.0);
-        let len = live.len(ino);
-        if let Ok(len) = len {
-            live.record(Op::Resize { ino: ino.0, bytes: len.max(offset + length) });
-        }
-        finish(reply, len.map(drop));
+        let resized = self.on(Kind::Fallocate, ino).and_then(|mut live| {
+            let bytes = live.len(ino)?.max(offset + length);
+            live.record(Op::Resize { ino: ino.0, bytes });
+            Ok(())
+        });
+        finish(reply, resized);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        lock(&self.0).record(Op::Sync { ino: ino.0 });
-        reply.ok();
+        let synced = self.on(Kind::Fsync, ino);
+        finish(reply, synced.map(|mut live| live.record(Op::Sync { ino: ino.0 })));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        lock(&self.0).record(Op::SyncDirectory { ino: ino.0 });
-        reply.ok();
+        let synced = self.on(Kind::Fsyncdir, ino);
+        finish(reply, synced.map(|mut live| live.record(Op::SyncDirectory { ino: ino.0 })));
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let mut live = lock(&self.0);
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let mut live = match self.on(Kind::Opendir, ino) {
+            Ok(live) => live,
+            Err(errno) => return reply.error(errno),
+        };
         let handle = live.next_handle;
         live.next_handle += 1;
         reply.opened(FileHandle(handle), FopenFlags::empty());
@@ -325,7 +459,10 @@ impl Filesystem for Recorder {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let mut live = lock(&self.0);
+        let mut live = match self.on(Kind::Readdir, ino) {
+            Ok(live) => live,
+            Err(errno) => return reply.error(errno),
+        };
         let names = live.listing(ino, fh, offset == 0).to_vec();
         for (at, (name, ino)) in names.iter().enumerate().skip(offset as usize) {
             let kind = match live.image.nodes.get(ino) {
@@ -345,7 +482,10 @@ impl Filesystem for Recorder {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        if let Err(errno) = self.on(Kind::Statfs, ino).map(drop) {
+            return reply.error(errno);
+        }
         let plenty = 1 << 24;
         reply.statfs(plenty, plenty, plenty, plenty, plenty, 4096, 255, 4096);
     }

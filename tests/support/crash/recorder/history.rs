@@ -84,6 +84,11 @@ pub struct History {
     pub begun_at: BTreeMap<u64, u64>,
     /// Commits that may be under way at the same time, changes of partitions included.
     pub threads: u64,
+    /// What was refused, or whose outcome nobody was told, by the number that it would have had. A
+    /// power cut may bring it back in the place of what got the number later.
+    pub refused: BTreeMap<u64, Vec<Event>>,
+    /// Partitions whose creation was refused: they may be there, and empty.
+    pub attempted: BTreeSet<String>,
 }
 
 impl History {
@@ -94,6 +99,20 @@ impl History {
             apply(&mut model, event);
         }
         model
+    }
+
+    /// What the content may be when `seqno` is the newest commit and those up to `durable` are
+    /// certain: what was done comes first.
+    pub fn models_at(&self, seqno: u64, durable: u64) -> Vec<Model> {
+        let mut models = vec![self.model_at(seqno)];
+        if seqno > durable {
+            for event in self.refused.get(&seqno).into_iter().flatten() {
+                let mut model = self.model_at(seqno - 1);
+                apply(&mut model, event);
+                models.push(model);
+            }
+        }
+        models
     }
 
     /// Gives a change of the partitions the one number in the range that nobody else has.
@@ -119,7 +138,8 @@ impl History {
     }
 }
 
-fn apply(model: &mut Model, event: &Event) {
+/// What the event does to the content.
+pub fn apply(model: &mut Model, event: &Event) {
     match event {
         Event::Create(name) => _ = model.insert(name.clone(), Entries::new()),
         Event::Drop(name) => _ = model.remove(name),

@@ -70,6 +70,11 @@ pub enum Op {
     SyncDirectory {
         ino: Ino,
     },
+    /// A sync of a file that said so: what was not on the disk will not get there any more by
+    /// syncing, and reads go on showing it.
+    SyncFailed {
+        ino: Ino,
+    },
     /// What the program under test was told, at its place among the operations.
     Acknowledge(Vec<u8>),
 }
@@ -120,7 +125,10 @@ impl Image {
                     bytes.resize(*len as usize, 0);
                 }
             }
-            Op::Sync { .. } | Op::SyncDirectory { .. } | Op::Acknowledge(_) => {}
+            Op::Sync { .. }
+            | Op::SyncDirectory { .. }
+            | Op::SyncFailed { .. }
+            | Op::Acknowledge(_) => {}
         }
     }
 
@@ -167,6 +175,17 @@ impl Image {
             image.put(&Place { dir: ROOT, name: name.to_owned() }, dir);
         }
         image
+    }
+
+    /// One of the paths of an inode, for people.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        if ino == ROOT {
+            return Some(String::new());
+        }
+        let names = |dir: Ino| self.entries(dir).map(move |(name, ino)| (dir, name, ino));
+        let mut all = self.nodes.keys().flat_map(|dir| names(*dir));
+        let (dir, name, _) = all.find(|(_, _, found)| *found == ino)?;
+        Some(format!("{}/{name}", self.path_of(dir)?))
     }
 
     /// The highest inode in use.

@@ -119,7 +119,8 @@ impl State<'_> {
         let keyspace = keyspace.map_err(|e| format!("{name} does not open: {e}"))?;
         let content = chaos::content(&keyspace).map_err(|e| format!("{name}: {e}"))?;
         let seqno = keyspace.seqno();
-        let expected = self.recording.history.model_at(seqno);
+        let mut expected = self.recording.history.model_at(seqno);
+        allow_attempts(&self.recording.history, &content, &mut expected);
         if let Some(difference) = chaos::difference(&expected, &content) {
             return Err(format!("{name} at commit {seqno}: {difference}"));
         }
@@ -147,8 +148,10 @@ fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) ->
     if seqno < known.durable {
         return Err(format!("commit {} was durable, the newest is {seqno}", known.durable));
     }
-    let newest = history.events.last_key_value().map_or(history.base_seqno, |(newest, _)| *newest);
-    if seqno > newest.max(history.base_seqno) {
+    let done = history.events.last_key_value().map(|(newest, _)| *newest);
+    let refused = history.refused.last_key_value().map(|(newest, _)| *newest);
+    let newest = done.max(refused).unwrap_or(0).max(history.base_seqno);
+    if seqno > newest {
         return Err(format!("commit {seqno} was never made, the newest was {newest}"));
     }
     let told = known.told.range(..=seqno).count() as u64;
@@ -156,10 +159,27 @@ fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) ->
     if untold > history.threads {
         return Err(format!("{untold} commits up to {seqno} were not begun yet"));
     }
-    let mut expected = history.model_at(seqno);
-    // CATALOG has a new partition before its commit is in the journal, and in either case before
-    // that is synced: it may be there, empty, and has to be once somebody was told. What was
-    // committed when its creation began is synced before that CATALOG is written.
+    let mut differences = Vec::new();
+    for mut expected in history.models_at(seqno, known.durable) {
+        allow_creations(history, known, seqno, found, &mut expected);
+        match chaos::difference(&expected, found) {
+            Some(difference) => differences.push(difference),
+            None => return Ok(()),
+        }
+    }
+    Err(format!("at commit {seqno}: {}", differences.join("\n or ")))
+}
+
+/// CATALOG has a new partition before its commit is in the journal, and in either case before that
+/// is synced: it may be there, empty, and has to be once somebody was told. What was committed when
+/// its creation began is synced before that CATALOG is written.
+fn allow_creations(
+    history: &History,
+    known: &Known,
+    seqno: u64,
+    found: &Model,
+    expected: &mut Model,
+) {
     for (at, event) in history.events.range(seqno + 1..) {
         let Event::Create(name) = event else { continue };
         let there = found.get(name).is_some_and(Entries::is_empty);
@@ -167,9 +187,15 @@ fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) ->
             expected.entry(name.clone()).or_default();
         }
     }
-    match chaos::difference(&expected, found) {
-        Some(difference) => Err(format!("at commit {seqno}: {difference}")),
-        None => Ok(()),
+    allow_attempts(history, found, expected);
+}
+
+/// A creation that was refused may have reached CATALOG.
+fn allow_attempts(history: &History, found: &Model, expected: &mut Model) {
+    for name in &history.attempted {
+        if found.get(name).is_some_and(Entries::is_empty) {
+            expected.entry(name.clone()).or_default();
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, RenameFlags};
 
 use super::image::{Image, Ino, Node, Op, Place};
+use super::injector::{Injector, Kind, Verdict};
 
 /// The files as they are, and how they came to be so.
 pub(super) struct Live {
@@ -22,6 +23,8 @@ pub(super) struct Live {
     /// What an open directory lists, so that names may go meanwhile.
     pub(super) listings: HashMap<u64, Vec<(String, Ino)>>,
     pub(super) next_handle: u64,
+    /// Counts operations and lets some fail.
+    pub(super) injector: Option<Injector>,
 }
 
 pub(super) type Answer<T> = Result<T, Errno>;
@@ -36,7 +39,29 @@ impl Live {
         }
         let next_ino = image.newest() + 1;
         let (listings, ops) = (HashMap::new(), Vec::new());
-        Self { image, ops, finished: false, next_ino, links, listings, next_handle: 1 }
+        let (finished, next_handle, injector) = (false, 1, None);
+        Self { image, ops, finished, next_ino, links, listings, next_handle, injector }
+    }
+
+    /// Whether the operation that comes now works. A sync that fails has its effect here.
+    pub(super) fn judge(&mut self, kind: Kind, ino: Ino, name: Option<&OsStr>) -> Verdict {
+        let Self { image, ops, injector: Some(injector), .. } = self else { return Verdict::Work };
+        let path = || {
+            let mut path = image.path_of(ino).unwrap_or_default();
+            path.extend(name.map(|name| format!("/{}", name.to_string_lossy())));
+            (path, ops.len())
+        };
+        let verdict = injector.judge(kind, path);
+        match verdict {
+            // Interrupted: nothing was tried yet.
+            Verdict::Fail(Errno::EINTR) => verdict,
+            Verdict::Fail(_) if kind == Kind::Fsync => {
+                let silent = injector.silent;
+                self.record(Op::SyncFailed { ino });
+                if silent { Verdict::Work } else { verdict }
+            }
+            _ => verdict,
+        }
     }
 
     pub(super) fn record(&mut self, op: Op) {

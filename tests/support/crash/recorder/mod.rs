@@ -16,6 +16,7 @@ pub mod disk;
 pub mod filesystem;
 pub mod history;
 pub mod image;
+pub mod injector;
 pub mod judge;
 mod live;
 pub mod workload;

@@ -247,7 +247,7 @@ impl Run {
 }
 
 /// Short, separated, or large enough to be compressed.
-fn value(rng: &mut Rng) -> Vec<u8> {
+pub fn value(rng: &mut Rng) -> Vec<u8> {
     match rng.below(40) {
         0 => vec![rng.bits() as u8; 5000],
         1..=5 => {

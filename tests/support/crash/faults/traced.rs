@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::judge::{Cut, Story, panic_text};
-use super::process::{Finished, Running};
-use super::said::Failure;
-use super::worker::{OPEN_MARKER, Work};
-use super::{Options, Outcome};
 use crate::chaos::{self, Rng};
+use crate::crash::judge::{Cut, Story, panic_text};
+use crate::crash::process::{Finished, Running};
+use crate::crash::said::Failure;
+use crate::crash::worker::{OPEN_MARKER, Work};
+use crate::crash::{Options, Outcome};
 
 /// Every kind of call that the engine makes, and how it can fail. `0` is a call that does nothing.
 const CALLS: &[(&str, &[&str])] = &[
@@ -85,16 +85,20 @@ impl Case {
     }
 }
 
-pub fn run(options: &Options) -> Outcome {
+/// What is needed; `None` when all is there.
+pub(super) fn missing() -> Option<String> {
     let mut probe = Command::new("strace");
     let probe = probe.args(["-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", "true"]);
     match probe.output() {
-        Ok(output) if output.status.success() => {}
-        other => {
-            return Outcome::Skipped {
-                missing: format!("strace that may inject faults: {other:?}"),
-            };
-        }
+        Ok(output) if output.status.success() => None,
+        other => Some(format!("strace that may inject faults: {other:?}")),
+    }
+}
+
+/// Explores states.
+pub(super) fn run(options: &Options) -> Outcome {
+    if let Some(missing) = missing() {
+        return Outcome::Skipped { missing };
     }
     let cases = match count_calls(options.seed) {
         Ok(counts) => cases(&counts, options),

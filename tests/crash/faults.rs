@@ -1,0 +1,172 @@
+//! What a failing disk once did to the engine, each case by name; and the proof that the exact faults
+//! find what they are for.
+
+use std::path::Path;
+
+use esker::{Config, Durability, ErrorKind, Keyspace, PartitionOptions, VerifyOptions, verify};
+use esker_tests::chaos::{self, Rng};
+use esker_tests::crash::faults::with_silent_syncs;
+use esker_tests::crash::recorder::disk::{Disk, Luck};
+use esker_tests::crash::recorder::filesystem::{self, Mount};
+use esker_tests::crash::recorder::image::{Image, Op};
+use esker_tests::crash::recorder::injector::{Fault, failure};
+use esker_tests::crash::{Options, Outcome};
+
+/// A filesystem on which nothing fails yet, or what is missing for one.
+fn mount(image: Image, fault: Option<Fault>) -> Option<Mount> {
+    if let Some(missing) = filesystem::missing() {
+        eprintln!("SKIPPED {}: {missing}", std::thread::current().name().unwrap_or("a fault"));
+        return None;
+    }
+    Some(Mount::with_faults(image, fault, false).expect("a mount"))
+}
+
+fn config(path: &Path) -> Config {
+    Config::new(path).journal_segment_bytes(8 << 10).worker_threads(1)
+}
+
+/// One commit over both partitions.
+fn commit(keyspace: &Keyspace, key: &str, durability: Durability) -> esker::Result<u64> {
+    let mut batch = keyspace.batch();
+    batch.durability(durability);
+    for name in ["one", "two"] {
+        batch.insert(&keyspace.partition(name, PartitionOptions::default())?, key, "value");
+    }
+    batch.commit()
+}
+
+/// Opens, commits, and loses a commit to a sync that fails.
+fn poison(mount: &Mount) -> Keyspace {
+    let keyspace = config(&mount.path().join("db")).open().unwrap();
+    commit(&keyspace, "first", Durability::SyncData).unwrap();
+    mount.desk().fail_after(failure("EIO-sync").unwrap(), 0);
+    let error = commit(&keyspace, "lost", Durability::SyncData).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+    keyspace
+}
+
+#[test]
+fn a_commit_whose_sync_failed_does_not_become_visible() {
+    let Some(mount) = mount(Image::default(), None) else { return };
+    let keyspace = poison(&mount);
+    // This runs between two groups, behind the batch that is in the journal and not applied.
+    assert_eq!(keyspace.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    let one = keyspace.open_partition("one").unwrap().unwrap();
+    assert_eq!((keyspace.seqno(), one.get("lost").unwrap()), (3, None));
+}
+
+/// The journal of a failed sync is in the page cache alone. It is replayed from there; had the tables
+/// got ahead of the journal on the disk, the keyspace would not open any more.
+#[test]
+fn an_open_after_a_failed_sync_may_be_cut_short_anywhere() {
+    let Some(mount) = mount(Image::default(), None) else { return };
+    let db = mount.path().join("db");
+    assert!(poison(&mount).close().is_err());
+    let begin = mount.desk().recorded();
+    let keyspace = config(&db).open().unwrap();
+    let expected = chaos::content(&keyspace).unwrap();
+    assert_eq!(expected["one"].len(), 2, "the page cache has it");
+    let end = mount.desk().recorded();
+    drop(keyspace);
+    let ops = mount.finish();
+    for place in begin..=end {
+        let image = after(&ops[..place]);
+        let directory = chaos::memory_dir();
+        image.write_to(directory.path()).unwrap();
+        let found = config(&directory.path().join("db")).open();
+        let found = found.unwrap_or_else(|e| panic!("cut before operation {place}: {e}"));
+        let content = chaos::content(&found).unwrap();
+        assert_eq!(content["one"], content["two"], "half a batch, cut before {place}");
+        assert!(place < end || content == expected, "what was shown is gone");
+    }
+}
+
+/// A checkpoint syncs the seal of a segment that it links. Was that lost, a second checkpoint that
+/// links the same inode must not be told that it is there.
+#[test]
+fn a_checkpoint_after_one_whose_sync_failed_is_whole_after_a_power_cut() {
+    let mut skipped = 0;
+    loop {
+        let Some(mount) = mount(Image::default(), None) else { return };
+        let keyspace = config(&mount.path().join("db")).open().unwrap();
+        commit(&keyspace, "first", Durability::Buffer).unwrap();
+        let before = mount.desk().kinds().len() as u64;
+        mount.desk().fail_after(failure("EIO-sync").unwrap(), skipped);
+        let first = keyspace.backup_to(mount.path().join("first"));
+        let Some(hit) = mount.desk().hits().first().cloned() else { break };
+        let second = keyspace.backup_to(mount.path().join("second"));
+        let image = after(&mount.finish());
+        let directory = chaos::memory_dir();
+        image.write_to(directory.path()).unwrap();
+        for (name, taken) in [("first", first), ("second", second)] {
+            if taken.is_ok() {
+                let path = directory.path().join(name);
+                let report = verify(&path, VerifyOptions::default()).unwrap();
+                assert!(report.is_sound(), "{name}: {:?} after {hit:?}", report.problems);
+            }
+        }
+        skipped = hit.number - before;
+    }
+    assert!(skipped > 10, "a checkpoint has more syncs");
+}
+
+/// What a power cut leaves of the record when nothing survives that was not synced.
+fn after(ops: &[Op]) -> Image {
+    let mut disk = Disk::new(&Image::default(), None);
+    ops.iter().for_each(|op| disk.advance(op));
+    disk.survivor(&Luck::none(), &mut Rng::new(1))
+}
+
+#[test]
+fn a_poisoned_keyspace_without_partitions_refuses_to_flush() {
+    for skipped in 0..200 {
+        let Some(mount) = mount(Image::default(), None) else { return };
+        let keyspace = config(&mount.path().join("db")).open().unwrap();
+        mount.desk().fail_after(failure("EIO-sync").unwrap(), skipped);
+        let created = keyspace.partition("one", PartitionOptions::default());
+        // The tree comes first: it is removed again, and nothing is poisoned.
+        if created.is_err_and(|error| error.to_string().contains("CATALOG")) {
+            assert_eq!(keyspace.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+            return;
+        }
+    }
+    panic!("CATALOG is never synced");
+}
+
+#[test]
+fn a_disk_that_cannot_say_what_is_there_is_not_taken_for_an_empty_one() {
+    let Some(whole) = mount(Image::default(), None) else { return };
+    let keyspace = config(&whole.path().join("db")).open().unwrap();
+    let uuid = keyspace.uuid();
+    keyspace.close().unwrap();
+    let image = after(&whole.finish());
+    for index in 1.. {
+        let fault = Fault { failure: failure("EIO").unwrap(), index, lasting: false };
+        let Some(broken) = mount(image.clone(), Some(fault)) else { return };
+        let opened = config(&broken.path().join("db")).open();
+        let hit = broken.desk().hits().first().cloned();
+        match opened {
+            Ok(keyspace) => assert_eq!(keyspace.uuid(), uuid, "made anew after {hit:?}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Io, "{error} after {hit:?}"),
+        }
+        let keyspace = config(&broken.path().join("db")).open().unwrap();
+        assert_eq!(keyspace.uuid(), uuid, "made anew after {hit:?}");
+        if hit.is_none() {
+            assert!(index > 20, "only {index} operations");
+            return;
+        }
+    }
+}
+
+/// The canary: a filesystem whose syncs fail without a word.
+#[test]
+fn a_sync_that_fails_silently_is_found_out() {
+    let seed = chaos::seed("silent syncs");
+    match with_silent_syncs(&Options { states: 60, seed }) {
+        Outcome::Ran { passed, failures } => {
+            assert!(!failures.is_empty(), "{passed} states passed");
+            eprintln!("{} failures, the first: {}", failures.len(), failures[0]);
+        }
+        Outcome::Skipped { missing } => eprintln!("SKIPPED silent syncs: {missing}"),
+    }
+}

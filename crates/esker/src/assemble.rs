@@ -8,6 +8,7 @@
 //! whatever fails leaves neither the name nor the unfinished directory behind.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -423,14 +424,17 @@ impl Built {
     }
 
     fn sync(&self, dir: &Path) -> std::result::Result<(), Unsealed> {
-        let any_shared = !self.shared.is_empty();
         let told = |error, shared| Unsealed { error, shared };
-        if files::sync_filesystem(dir).map_err(|error| told(error, any_shared))? {
-            return Ok(());
+        // What cannot even be opened was not synced, and nothing is lost by that.
+        if let Some(filesystem) = files::open_filesystem(dir)? {
+            let synced = files::sync_opened(&filesystem, dir);
+            return synced.map_err(|error| told(error, !self.shared.is_empty()));
         }
         unless(Bug::CheckpointFilesNotSynced, || {
             self.to_sync.iter().try_for_each(|path| {
-                files::sync(path).map_err(|error| told(error, self.shared.contains(path)))
+                let file = File::open(path).at("open", path)?;
+                let shared = self.shared.contains(path);
+                file.sync_all().at("sync", path).map_err(|error| told(error, shared))
             })
         })?;
         Ok(unless(Bug::CheckpointDirNotSynced, || files::sync_dir(dir))?)

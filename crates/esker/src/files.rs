@@ -133,17 +133,20 @@ pub(crate) fn is_dir(path: &Path) -> Result<bool> {
 }
 
 fn look(path: &Path) -> Result<Option<Metadata>> {
-    use io::ErrorKind::{NotADirectory, NotFound};
     match fs::metadata(path) {
-        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => Ok(None),
+        Err(e) if is_absence(&e) => Ok(None),
         other => other.map(Some).at("inspect", path),
     }
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Whether the name is in use, be it by a symbolic link that leads nowhere.
 pub(crate) fn is_taken(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) if is_absence(&e) => Ok(false),
         other => other.map(|_| true).at("inspect", path),
     }
 }
@@ -184,6 +187,14 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
 /// Makes everything written to the filesystem that holds `dir` durable with one call. False where
 /// such a call does not exist or is not known to wait: the caller syncs file by file then.
 pub(crate) fn sync_filesystem(dir: &Path) -> Result<bool> {
+    match open_filesystem(dir)? {
+        Some(handle) => sync_opened(&handle, dir).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The directory, opened, if [`sync_opened`] works for the filesystem that holds it.
+pub(crate) fn open_filesystem(dir: &Path) -> Result<Option<File>> {
     #[cfg(target_os = "linux")]
     {
         // Magic numbers of statfs(2). FUSE, for one, has the call and passes nothing on.
@@ -194,11 +205,17 @@ pub(crate) fn sync_filesystem(dir: &Path) -> Result<bool> {
         let handle = File::open(dir).at("open", dir)?;
         let kind = rustix::fs::fstatfs(&handle).at("inspect the filesystem of", dir)?.f_type;
         if [EXT4, XFS, BTRFS, F2FS].contains(&kind) {
-            rustix::fs::syncfs(&handle).at("sync the filesystem of", dir)?;
-            return Ok(true);
+            return Ok(Some(handle));
         }
     }
-    Ok(false)
+    Ok(None)
+}
+
+/// Syncs the filesystem of a directory that [`open_filesystem`] has opened.
+pub(crate) fn sync_opened(handle: &File, dir: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::fs::syncfs(handle).at("sync the filesystem of", dir)?;
+    Ok(())
 }
 
 /// Creates a file that must not exist, without syncing it.

@@ -56,8 +56,11 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     files::create_dir_all_durably(root)?;
     let lock = KeyspaceLock::acquire(root, Access::Exclusive)?;
     // Somebody may have created it between the first look and the lock.
-    if matches!(kind_of(root)?, Kind::Fresh) {
-        create(root)?;
+    match kind_of(root)? {
+        Kind::Fresh => create(root)?,
+        // The sync of a creation may have failed, or not been reached: nothing may become durable
+        // in a directory that would be no keyspace without CATALOG's name.
+        Kind::Keyspace => files::sync_dir(root)?,
     }
     let mut catalog = Catalog::load(root)?;
     for entry in &catalog.partitions {

@@ -117,6 +117,34 @@ fn after(ops: &[Op]) -> Image {
     disk.survivor(&Luck::none(), &mut Rng::new(1))
 }
 
+/// CATALOG is there and its name is not durable: what the next open adds must not outlive it.
+#[test]
+fn an_open_after_a_creation_whose_last_sync_failed_may_be_cut_short_anywhere() {
+    for skipped in 0.. {
+        let Some(mount) = mount(Image::default(), None) else { return };
+        let db = mount.path().join("db");
+        mount.desk().fail_after(failure("EIO-sync").unwrap(), skipped);
+        let first = config(&db).open();
+        let hit = mount.desk().hits().first().cloned().expect("CATALOG is synced");
+        if first.is_ok() || !db.join("CATALOG").exists() {
+            continue;
+        }
+        assert_eq!(hit.path, "/db");
+        let begin = mount.desk().recorded();
+        let keyspace = config(&db).open().unwrap();
+        let end = mount.desk().recorded();
+        drop(keyspace);
+        let ops = mount.finish();
+        for place in begin..=end {
+            let directory = chaos::memory_dir();
+            after(&ops[..place]).write_to(directory.path()).unwrap();
+            let opened = config(&directory.path().join("db")).open();
+            assert!(opened.is_ok(), "cut before operation {place}: {opened:?}");
+        }
+        return;
+    }
+}
+
 #[test]
 fn a_poisoned_keyspace_without_partitions_refuses_to_flush() {
     for skipped in 0..200 {

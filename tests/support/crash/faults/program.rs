@@ -300,9 +300,9 @@ impl Program {
 
     fn open(&mut self) -> Verdict<()> {
         let began = Instant::now();
-        self.desk.acknowledge(OPENING.to_vec());
         let begin = self.desk.recorded();
         loop {
+            self.desk.acknowledge(OPENING.to_vec());
             let well = self.is_well();
             match config(&self.db()).worker_threads(1).open() {
                 Ok(keyspace) => {

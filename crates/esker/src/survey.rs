@@ -138,21 +138,24 @@ fn survey_journal(root: &Path, catalog: &Catalog) -> Result<Vec<Scan>> {
         }
         scans.push(reader::scan(&path, id, identity, &mut |_| Ok(()))?);
     }
-    for id in segments_on_disk(root)?.into_iter().filter(|id| *id > catalog.last_segment) {
+    let listed = catalog.first_segment..=catalog.last_segment;
+    for id in segments_on_disk(root)?.into_iter().filter(|id| !listed.contains(id)) {
         let path = files::segment(root, id);
-        // A segment whose preparation was interrupted; with commits in it, CATALOG is too old.
-        let scan = reader::scan(&path, id, identity, &mut |_| Ok(()));
-        if scan.is_ok_and(|scan| scan.frames > 0) {
-            return Err(Error::corrupt(
-                &files::catalog(root),
-                None,
-                format!(
-                    "it does not know the journal segment {id}, which holds commits: it is an old copy"
-                ),
-            ));
-        }
+        let misfit = if reader::is_foreign(&path, identity)? {
+            format!("it is of another keyspace than the journal segment {id}")
+        } else if id > catalog.last_segment && holds_commits(&path, id, identity) {
+            format!("it is an old copy: it does not know the journal segment {id} and its commits")
+        } else {
+            continue;
+        };
+        return Err(Error::corrupt(&files::catalog(root), None, misfit));
     }
     Ok(scans)
+}
+
+/// A segment whose preparation was interrupted holds none.
+fn holds_commits(path: &Path, id: u64, identity: Identity) -> bool {
+    reader::scan(path, id, identity, &mut |_| Ok(())).is_ok_and(|scan| scan.frames > 0)
 }
 
 pub(crate) fn segments_on_disk(root: &Path) -> Result<Vec<u64>> {

@@ -15,6 +15,7 @@ mod blobs;
 mod calls;
 mod reading;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -126,6 +127,8 @@ pub(crate) struct Tree {
     flush_asked: AtomicBool,
     /// Above every blob file that was ever installed; lsm-tree reuses no number.
     next_blob: AtomicU64,
+    /// Blob files whose lengths were checked before a merge. Locked by who holds `compacting`.
+    walked_blobs: Mutex<BTreeSet<u64>>,
     /// `current` may name a version that is not in memory.
     undecided: AtomicBool,
     /// Delete the directory when the last handle goes.
@@ -186,6 +189,7 @@ impl Tree {
             account: Account::new(Arc::clone(&shared.buffer)),
             flush_asked: AtomicBool::new(false),
             next_blob: AtomicU64::new(0),
+            walked_blobs: Mutex::default(),
             undecided: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
             closed: Arc::clone(&shared.closed),
@@ -339,6 +343,7 @@ impl Tree {
     pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
         let compacting = self.compacting.lock();
         self.check_decided()?;
+        self.check_stale_blobs()?;
         let choosing = Choosing(&self.gate);
         let merge = Merge(&self.account);
         let threshold = {
@@ -376,6 +381,20 @@ impl Tree {
         self.collect()?;
         let changed = self.tree.current_version().id() != before;
         Ok(if changed { Compacted::Something } else { Compacted::Nothing })
+    }
+
+    /// Looks once at every blob file that a merge may rewrite: those that hold superseded values.
+    fn check_stale_blobs(&self) -> Result<()> {
+        let version = self.tree.current_version();
+        let mut walked = self.walked_blobs.lock();
+        walked.retain(|id| version.gc_stats().contains_key(id));
+        for blob in version.blob_files.iter() {
+            if version.gc_stats().contains_key(&blob.id()) && !walked.contains(&blob.id()) {
+                blobs::check_lengths(&files::blob(&self.dir, blob.id()))?;
+                walked.insert(blob.id());
+            }
+        }
+        Ok(())
     }
 
     /// Lets go of every super-version but the newest, and of the files that only they held.

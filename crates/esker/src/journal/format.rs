@@ -57,6 +57,25 @@ impl SegmentHeader {
 
     /// Parses the first bytes of the segment at `path`, which by its name is segment `id`.
     pub(crate) fn decode(bytes: &[u8], path: &Path, id: u64, identity: Identity) -> Result<Self> {
+        let header = Self::parse(bytes, path)?;
+        let belongs = header.id == id && header.identity == identity;
+        if !belongs && !is_planted(Bug::IdentityNotChecked) {
+            return Err(Error::corrupt_because(
+                path,
+                Some(16),
+                "the segment belongs elsewhere",
+                format!("segment {id} of {:032x}/{:032x}", identity.uuid, identity.timeline),
+                format!(
+                    "segment {} of {:032x}/{:032x}",
+                    header.id, header.identity.uuid, header.identity.timeline
+                ),
+            ));
+        }
+        Ok(header)
+    }
+
+    /// Parses the first bytes of the segment at `path`, wherever it belongs.
+    pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let corrupt = |offset: u64, what: &str| Error::corrupt(path, Some(offset), what);
         if bytes.len() < SEGMENT_HEADER_LEN {
             return Err(corrupt(bytes.len() as u64, "the segment header is cut short"));
@@ -86,19 +105,6 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             let (path, supported) = (path.to_path_buf(), FORMAT_VERSION);
             return Err(Error::UnsupportedFormat { path, found: version, supported });
-        }
-        let belongs = header.id == id && header.identity == identity;
-        if !belongs && !is_planted(Bug::IdentityNotChecked) {
-            return Err(Error::corrupt_because(
-                path,
-                Some(16),
-                "the segment belongs elsewhere",
-                format!("segment {id} of {:032x}/{:032x}", identity.uuid, identity.timeline),
-                format!(
-                    "segment {} of {:032x}/{:032x}",
-                    header.id, header.identity.uuid, header.identity.timeline
-                ),
-            ));
         }
         Ok(header)
     }

@@ -120,6 +120,15 @@ pub(crate) fn scan(
     scan_source(&file, path, id, identity, visit)
 }
 
+/// Whether a good header says that the segment at `path` is of another keyspace.
+pub(crate) fn is_foreign(path: &Path, identity: Identity) -> Result<bool> {
+    let file = File::open(path).at("open", path)?;
+    let mut header = Vec::with_capacity(SEGMENT_HEADER_LEN);
+    file.take(SEGMENT_HEADER_LEN as u64).read_to_end(&mut header).at("read", path)?;
+    let header = SegmentHeader::parse(&header, path);
+    Ok(header.is_ok_and(|header| header.identity.uuid != identity.uuid))
+}
+
 /// [`scan`] for what `source` holds.
 pub(crate) fn scan_source(
     source: &dyn Source,

@@ -304,6 +304,8 @@ impl Case<'_> {
             let target = root.with_extension("backup");
             match keyspace.backup_to(&target) {
                 Ok(_) => self.check_copy(&target, reported)?,
+                // lsm-tree removes and goes on listing a table in whose place there is another.
+                Err(error) if error.kind() == ErrorKind::Io && reported == Reported::Located => {}
                 Err(error) => self.allow(&error, reported)?,
             }
         }

@@ -7,24 +7,14 @@
 
 use std::process::ExitCode;
 
-use esker_tests::crash::worker::{self, Work};
-use esker_tests::crash::{LAYERS, Options, Outcome, rot};
-use esker_tests::planted;
+use esker_tests::crash::{LAYERS, Options, Outcome};
 
 const USAGE: &str = "usage: crash <layer> [--states N] [--seed S]";
 
 fn main() -> ExitCode {
-    planted::plant_from_environment();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // The layers start this program again, as the process that writes and dies.
-    if arguments.first().is_some_and(|word| word == worker::COMMAND) {
-        let Some(work) = Work::parse(&arguments[1..]) else { return ExitCode::from(2) };
-        worker::run(work);
-        return ExitCode::SUCCESS;
-    }
-    if arguments.first().is_some_and(|word| word == rot::worker::COMMAND) {
-        let understood = rot::worker::run(&arguments[1..]);
-        return if understood { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    if let Some(code) = esker_tests::crash::run_as_part(&arguments) {
+        return code;
     }
     let (layer, options) = match parse(&arguments) {
         Ok(parsed) => parsed,

@@ -9,8 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use esker::planted::Bug;
-use esker_tests::crash::worker::{self, Work};
-use esker_tests::crash::{LAYERS, Options};
+use esker_tests::crash::Options;
 use esker_tests::planted::{self, Hunt, Hunter, hunters};
 
 const USAGE: &str = "usage: planted [--bug NAME|none] [--layer NAME] [--seed S] [--seconds N]";
@@ -26,16 +25,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    planted::plant_from_environment();
     let words: Vec<String> = std::env::args().skip(1).collect();
-    match words.first().map(String::as_str) {
-        Some(worker::COMMAND) => {
-            let Some(work) = Work::parse(&words[1..]) else { return ExitCode::from(2) };
-            worker::run(work);
-            return ExitCode::SUCCESS;
-        }
-        Some(planted::COMMAND) => return portion(&words[1..]).unwrap_or(ExitCode::from(2)),
-        _ => {}
+    if let Some(code) = esker_tests::crash::run_as_part(&words) {
+        return code;
+    }
+    if words.first().is_some_and(|word| word == planted::COMMAND) {
+        return portion(&words[1..]).unwrap_or(ExitCode::from(2));
     }
     match parse(&words) {
         Ok(arguments) => table(&arguments),
@@ -97,7 +92,7 @@ fn table(arguments: &Arguments) -> ExitCode {
 
 /// Hunts for one bug, or for none, and prints how it went.
 fn row(bug: Option<Bug>, arguments: &Arguments) -> Hunt {
-    let all: Vec<_> = LAYERS.iter().map(|layer| layer.name).collect();
+    let all: Vec<_> = planted::layers().map(|layer| layer.name).collect();
     let layers = match (&arguments.layer, bug) {
         (Some(layer), _) => vec![layer.as_str()],
         (None, Some(bug)) => hunters(bug).to_vec(),

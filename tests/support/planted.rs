@@ -41,7 +41,9 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
         | WriteErrorIgnored
         | UndecidedInstallRetried => &["faults"],
         ShortWriteIgnored => &["faults", "enospc"],
-        SnapshotsForgotten => &["model"],
+        SnapshotsForgotten => &["model", "threads"],
+        NotifyLost | HandOverLost | AnsweredBeforeApplied | FreezeInsideAGroup => &["threads"],
+        AnsweredBeforeSync => &["subset", "threads"],
         SegmentFreedBeforeCatalog
         | CatalogBeforeSegment
         | CatalogBeforeTree
@@ -64,9 +66,62 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
     }
 }
 
+/// Tests that are no layers of the crash harness and find bugs all the same.
+const OTHERS: &[Layer] = &[
+    Layer { name: "model", states: 1, run: play_model },
+    Layer { name: "threads", states: 1, run: explore_threads },
+];
+/// Of each run of the model.
+const OPERATIONS: u64 = 5_000;
+/// What the explorers of threads go through, and in how many schedules.
+const SCENARIOS: [&str; 6] =
+    ["commits", "hand-over", "freeze", "durable-and-buffered", "failed-sync", "snapshot"];
+const SCHEDULES: u64 = 400;
+
+/// Whatever can find a bug.
+pub fn layers() -> impl Iterator<Item = &'static Layer> {
+    LAYERS.iter().chain(OTHERS)
+}
+
 /// The layer of a name.
 pub fn layer(name: &str) -> Option<&'static Layer> {
-    LAYERS.iter().find(|layer| layer.name == name)
+    layers().find(|layer| layer.name == name)
+}
+
+fn play_model(options: &Options) -> Outcome {
+    match crate::model::run(options.seed, OPERATIONS) {
+        Ok(()) => Outcome::Ran { passed: 1, failures: Vec::new() },
+        Err(text) => Outcome::Ran { passed: 0, failures: vec![text] },
+    }
+}
+
+/// Runs the program `threads-shuttle`, which is beside this one.
+fn explore_threads(options: &Options) -> Outcome {
+    let own = std::env::current_exe().expect("the own program");
+    let explorer = own.with_file_name("threads-shuttle");
+    let mut passed = 0;
+    for scenario in SCENARIOS {
+        let mut command = Command::new(&explorer);
+        let numbers = [options.seed, SCHEDULES].map(|number| number.to_string());
+        match command.arg(scenario).args(numbers).output() {
+            Err(error) => {
+                return Outcome::Skipped { missing: format!("{}: {error}", explorer.display()) };
+            }
+            Ok(output) if output.status.success() => passed += 1,
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                let said = text.lines().find(|line| line.contains("deadlock") || said_what(line));
+                let said = said.unwrap_or("it failed");
+                return Outcome::Ran { passed, failures: vec![format!("{scenario}: {said}")] };
+            }
+        }
+    }
+    Outcome::Ran { passed, failures: Vec::new() }
+}
+
+/// Whether a line of a panic is its message, and not where it happened.
+fn said_what(line: &str) -> bool {
+    !line.is_empty() && !line.starts_with("thread '") && !line.starts_with("note:")
 }
 
 /// So many states are one portion of a layer.
@@ -74,7 +129,7 @@ fn portion(layer: &str) -> u64 {
     match layer {
         "recorder" | "subset" => 700,
         "rot" => 1000,
-        "faults" => 40,
+        "faults" => 100,
         "kill" => 20,
         "power" => 10,
         "enospc" => 3,

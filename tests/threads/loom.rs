@@ -30,6 +30,7 @@ fn number(name: &str) -> Option<usize> {
 }
 
 fn main() {
+    esker_tests::planted::plant_from_environment();
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().expect("the name of a scenario");
     if let Some(bug) = arguments.next() {

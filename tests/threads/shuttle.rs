@@ -21,6 +21,7 @@ use shuttle::{Config, FailurePersistence, Runner};
 const DEPTH: usize = 4;
 
 fn main() {
+    esker_tests::planted::plant_from_environment();
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().unwrap_or_else(|| panic!("missing: {what}"));
     let name = next("the name of a scenario");

@@ -3,6 +3,8 @@
 //! A layer explores states from a seed and judges each of them; the same seed explores the same
 //! states. The command is `tests/crash/main.rs`, the short pass of every layer is `tests/crash/short.rs`.
 
+use std::process::ExitCode;
+
 mod enospc;
 pub mod faults;
 pub mod judge;
@@ -68,3 +70,16 @@ pub const LAYERS: &[Layer] = &[
     Layer { name: "enospc", states: 100, run: enospc::run },
     Layer { name: "rot", states: 5000, run: rot::run },
 ];
+
+/// Does what a layer asks of the program that it starts again, if that is what these words say. The
+/// first thing that such a program calls.
+pub fn run_as_part(words: &[String]) -> Option<ExitCode> {
+    crate::planted::plant_from_environment();
+    let (command, words) = words.split_first()?;
+    let understood = match command.as_str() {
+        worker::COMMAND => worker::Work::parse(words).map(worker::run).is_some(),
+        rot::worker::COMMAND => rot::worker::run(words),
+        _ => return None,
+    };
+    Some(if understood { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}

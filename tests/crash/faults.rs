@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use esker::{Config, Durability, ErrorKind, Keyspace, PartitionOptions, VerifyOptions, verify};
+use esker::{
+    Config, CopyOptions, Durability, ErrorKind, Keyspace, PartitionOptions, VerifyOptions,
+    cold_copy, verify,
+};
 use esker_tests::chaos::{self, Rng};
 use esker_tests::crash::faults::with_silent_syncs;
 use esker_tests::crash::recorder::disk::{Disk, Luck};
@@ -108,6 +111,61 @@ fn a_checkpoint_after_one_whose_sync_failed_is_whole_after_a_power_cut() {
         skipped = hit.number - before;
     }
     assert!(skipped > 10, "a checkpoint has more syncs");
+}
+
+/// A directory above the keyspace was made, and its name was not synced.
+#[test]
+fn a_keyspace_below_directories_whose_sync_failed_is_there_after_a_power_cut() {
+    for skipped in 0.. {
+        let Some(mount) = mount(Image::default(), None) else { return };
+        let db = mount.path().join("a/b/db");
+        mount.desk().fail_after(failure("EIO-sync").unwrap(), skipped);
+        if config(&db).open().is_ok() {
+            assert!(skipped > 3, "every directory is synced");
+            return;
+        }
+        let keyspace = config(&db).open().unwrap();
+        commit(&keyspace, "first", Durability::SyncData).unwrap();
+        let acknowledged = mount.desk().recorded();
+        drop(keyspace);
+        let directory = chaos::memory_dir();
+        after(&mount.finish()[..acknowledged]).write_to(directory.path()).unwrap();
+        let found = config(&directory.path().join("a/b/db")).create_if_missing(false).open();
+        let content = chaos::content(&found.unwrap()).unwrap();
+        assert_eq!(content["one"].len(), 1, "sync {skipped} failed");
+    }
+}
+
+/// CHECKPOINT lists the journal as it was copied; an open writes it anew.
+#[test]
+fn a_copy_of_an_unclosed_keyspace_stays_sound_wherever_its_first_open_is_cut_short() {
+    let Some(first) = mount(Image::default(), None) else { return };
+    let keyspace = config(&first.path().join("db")).open().unwrap();
+    commit(&keyspace, "first", Durability::SyncData).unwrap();
+    let unclosed = first.desk().recorded();
+    drop(keyspace);
+    let base = after(&first.finish()[..unclosed]);
+    let second = mount(base.clone(), None).expect("another mount");
+    let copy = second.path().join("copy");
+    cold_copy(second.path().join("db"), &copy, CopyOptions::default()).unwrap();
+    let begin = second.desk().recorded();
+    let keyspace = config(&copy).open().unwrap();
+    let end = second.desk().recorded();
+    drop(keyspace);
+    let ops = second.finish();
+    for place in begin..=end {
+        let mut disk = Disk::new(&base, None);
+        ops[..place].iter().for_each(|op| disk.advance(op));
+        for image in [disk.ordered(), disk.survivor(&Luck::none(), &mut Rng::new(1))] {
+            let directory = chaos::memory_dir();
+            image.write_to(directory.path()).unwrap();
+            let copy = directory.path().join("copy");
+            let report = verify(&copy, VerifyOptions::default()).unwrap();
+            assert!(report.is_sound(), "cut before {place}: {:?}", report.problems);
+            let content = chaos::content(&config(&copy).open().unwrap()).unwrap();
+            assert_eq!(content["one"].len(), 1, "cut before {place}");
+        }
+    }
 }
 
 /// What a power cut leaves of the record when nothing survives that was not synced.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use esker::{CheckpointReport, Keyspace, PartitionOptions, VerifyOptions, verify};
+use esker::{CheckpointReport, Keyspace, PartitionOptions, Transfer, VerifyOptions, verify};
 use esker_tests::files::fingerprint;
 use esker_tests::mounts::{BTRFS, EXT4, Filesystem, Mount, XFS};
 use esker_tests::{Content, content, fill, open_content};
@@ -107,4 +107,36 @@ fn a_checkpoint_from_one_filesystem_to_another_is_a_copy() {
     let staging = esker_tests::files::entries(&source.join("staging"));
     assert!(staging.is_empty(), "{staging:?}");
     check(keyspace, &expected, &source, &target);
+}
+
+/// Whether the filesystem says that a file below `dir` shares extents; `None` where nobody can ask.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+fn shares_extents(dir: &Path) -> Option<bool> {
+    let mut shared = false;
+    for path in fingerprint(dir).into_keys() {
+        let output = std::process::Command::new("filefrag").arg("-v").arg(dir.join(path)).output();
+        let Ok(output) = output else {
+            eprintln!("SKIPPED: filefrag is missing; nobody looked for shared extents");
+            return None;
+        };
+        shared |= String::from_utf8_lossy(&output.stdout).contains("shared");
+    }
+    Some(shared)
+}
+
+/// `copy_file_range` would share them.
+#[test]
+fn a_forced_copy_shares_no_extent_where_it_could() {
+    for kind in [XFS, BTRFS] {
+        let place = place();
+        let Some(disk) = mounted(kind, &place) else { continue };
+        let (keyspace, expected) = written(&disk.path().join("db"));
+        let reflinked = keyspace.checkpoint().write_to(disk.path().join("linked")).unwrap();
+        assert!(reflinked.linked.files > 0, "{reflinked:?}");
+        let copy = disk.path().join("copy");
+        let report = keyspace.checkpoint().transfer(Transfer::Copy).write_to(&copy).unwrap();
+        assert_eq!((report.linked.files, report.reflinked.files), (0, 0));
+        assert_ne!(shares_extents(&copy), Some(true), "{}", kind.name);
+        check(keyspace, &expected, &disk.path().join("db"), &copy);
+    }
 }

@@ -427,8 +427,13 @@ impl Built {
         let told = |error, shared| Unsealed { error, shared };
         // What cannot even be opened was not synced, and nothing is lost by that.
         if let Some(filesystem) = files::open_filesystem(dir)? {
-            let synced = files::sync_opened(&filesystem, dir);
-            return synced.map_err(|error| told(error, !self.shared.is_empty()));
+            let shared = self.shared.iter().map(|path| File::open(path).at("open", path));
+            let shared: Vec<_> = shared.collect::<Result<_>>()?;
+            // The filesystem tells of every write that it lost, also of other programs' files.
+            let is_lost = |file: &File| file.sync_all().is_err();
+            return files::sync_opened(&filesystem, dir).map_err(|error| {
+                told(error, shared.iter().filter(|file| is_lost(file)).count() > 0)
+            });
         }
         unless(Bug::CheckpointFilesNotSynced, || {
             self.to_sync.iter().try_for_each(|path| {

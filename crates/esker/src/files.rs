@@ -30,6 +30,7 @@ const TEMPORARY_SUFFIX: &str = "tmp";
 const SEGMENT_SUFFIX: &str = ".jnl";
 const SEGMENT_DIGITS: usize = 20;
 
+const COPY_BUFFER_BYTES: usize = 1 << 20;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -169,9 +170,18 @@ pub(crate) fn create_dir_all_durably(path: &Path) -> Result<()> {
     if is_dir(path)? {
         return Ok(());
     }
-    create_dir_all_durably(parent(path))?;
+    let above = parent(path);
+    if is_dir(above)? {
+        // An attempt that did not come to the sync may have made it.
+        match sync_dir(parent(above)) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+            synced => synced?,
+        }
+    } else {
+        create_dir_all_durably(above)?;
+    }
     create_dir(path)?;
-    unless(Bug::NewKeyspaceNameNotSynced, || sync_dir(parent(path)))
+    unless(Bug::NewKeyspaceNameNotSynced, || sync_dir(above))
 }
 
 /// Makes what the directory names durable.
@@ -251,6 +261,11 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File> {
 /// An error of kind `Retry` means that the old file is still there. Once the rename is done nothing
 /// may be reported as if it were not: a failed sync of the directory is never `Retry`.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    if is_planted(Bug::CatalogWrittenInPlace) && exists(path)? {
+        return fs::write(path, bytes)
+            .and_then(|()| File::open(path)?.sync_all())
+            .at("write", path);
+    }
     replace_by(path, |file| file.write_all(bytes))
 }
 
@@ -258,14 +273,28 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// [`replace`] does. What is read may be in the page cache alone.
 pub(crate) fn renew(path: &Path, len: u64) -> Result<()> {
     let old = File::open(path).at("open", path)?;
-    replace_by(path, |file| io::copy(&mut old.take(len), file).map(drop))
+    replace_by(path, |file| match copy_bytes(&mut old.take(len), file)? {
+        copied if copied == len => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    })
+}
+
+/// Reads to the end and writes it, by way of memory. `io::copy` lets the filesystem do it, which
+/// shares extents where it can, and with them what is on the disk instead of what is read.
+pub(crate) fn copy_bytes(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
+    let mut buffer = vec![0; COPY_BUFFER_BYTES];
+    let mut copied = 0;
+    loop {
+        let read = retry_interrupted(|| from.read(&mut buffer))?;
+        if read == 0 {
+            return Ok(copied);
+        }
+        to.write_all(&buffer[..read])?;
+        copied += read as u64;
+    }
 }
 
 fn replace_by(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    if is_planted(Bug::CatalogWrittenInPlace) && exists(path)? {
-        let mut file = File::create(path).at("open", path)?;
-        return write(&mut file).and_then(|()| file.sync_all()).at("write", path);
-    }
     let temporary = path.with_extension(TEMPORARY_SUFFIX);
     remove_if_present(&temporary)?;
     let written = (|| {
@@ -488,6 +517,21 @@ mod tests {
         create_new_dir(&to).unwrap();
         assert!(matches!(publish(&from, &to), Err(Error::TargetExists { .. })));
         assert!(from.is_dir());
+    }
+
+    #[test]
+    fn a_renewed_file_has_the_bytes_that_were_asked_for_or_stays_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.jnl");
+        let bytes: Vec<u8> = (0..COPY_BUFFER_BYTES + 7).map(|at| at as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        assert!(renew(&path, bytes.len() as u64 + 1).is_err(), "so much is not there");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        let second_name = dir.path().join("linked");
+        fs::hard_link(&path, &second_name).unwrap();
+        renew(&path, bytes.len() as u64 - 5).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes[..bytes.len() - 5]);
+        assert_eq!(fs::read(&second_name).unwrap(), bytes, "the inode is somebody else's, too");
     }
 
     #[test]

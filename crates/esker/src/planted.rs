@@ -1,7 +1,8 @@
 //! Known bugs that tests can switch on, to show that they would be found.
 //!
-//! Without the feature `planted` nothing of this exists in the program. The command `planted` of the
-//! package `esker-tests` plants one after the other and says which layer of the tests finds it.
+//! Without the feature `planted` none can be planted, and the compiler drops all of it. The package
+//! `esker-tests` asks for the feature, so a build of the whole workspace has it. Its command `planted`
+//! plants one after the other and says which layer of the tests finds it.
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::error::{Error, IoContext, Result};
 use crate::files::{self, Access, KeyspaceLock};
 use crate::journal::format::Identity;
-use crate::journal::reader::{Scan, Tail};
+use crate::journal::reader::{self, Scan, Tail};
 use crate::journal::writer::Journal;
 use crate::manifest::Checked;
 use crate::planted::{Bug, is_planted, unless};
@@ -68,24 +68,48 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     }
     let (scans, plan) = plan_journal(root, &catalog)?;
     remove_leftovers(root, &catalog)?;
-    if !catalog.clean {
-        // Whatever the page cache holds of an earlier life reaches the disk before lsm-tree
-        // deletes what it supersedes.
-        sync_everything(root)?;
-        renew_journal(root, &scans, &plan)?;
-    }
+    let was_clean = catalog.clean;
     if catalog.fork_on_open && !plan.replay.is_empty() {
-        // A checkpoint or copy: from here on its trees move ahead of CATALOG and CHECKPOINT until
-        // the new CATALOG is stored, and an interruption must not make that look like damage.
+        // A checkpoint or copy: from here on its journal and its trees are not what CATALOG and
+        // CHECKPOINT say until the new CATALOG is stored, and an interruption must not make that
+        // look like damage.
         catalog.clean = false;
         catalog.store(root)?;
         files::remove_if_present(&files::checkpoint(root))?;
         // Or a power cut brings it back beside trees that it does not describe.
         unless(Bug::FileListRemovalNotSynced, || files::sync_dir(root))?;
     }
+    if !was_clean {
+        // Whatever the page cache holds of an earlier life reaches the disk before lsm-tree
+        // deletes what it supersedes.
+        sync_everything(root)?;
+        renew_journal(root, &catalog, &scans, &plan)?;
+    }
     let mut replay = Replay::open_trees(root, &catalog, config)?;
     replay.run(root, &plan)?;
     unless(Bug::ReplayedNotFlushed, || replay.flush_all(plan.last_seqno))?;
+    let (journal, versions) = begin_anew(config, &mut catalog, &mut replay, &plan)?;
+    Ok(Recovered {
+        root: root.clone(),
+        catalog,
+        journal: Arc::new(journal),
+        versions,
+        trees: replay.trees,
+        lock,
+        view: None,
+        replayed_journal: (0, 0),
+    })
+}
+
+/// Ends the old journal: a CATALOG that needs none of it, an empty one beside it, and then what is
+/// superseded goes.
+fn begin_anew(
+    config: &Config,
+    catalog: &mut Catalog,
+    replay: &mut Replay<'_>,
+    plan: &JournalPlan,
+) -> Result<(Journal, Versions)> {
+    let root = &config.path;
     let old_last = catalog.last_segment;
     if std::mem::take(&mut catalog.fork_on_open) {
         let (uuid, timeline) = (catalog.uuid, catalog.timeline);
@@ -95,7 +119,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
     let prepared =
         Journal::prepare(root, identity, old_last + 1, config.journal_segment_bytes, now_ms())?;
-    let versions = replay.finish(&mut catalog, &plan);
+    let versions = replay.finish(catalog, plan);
     catalog.clean = is_planted(Bug::CleanMarkKept);
     catalog.first_segment = old_last + 1;
     catalog.last_segment = old_last + 1;
@@ -117,16 +141,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
         plan.last_seqno,
         plan.last_time_ms,
     );
-    Ok(Recovered {
-        root: root.clone(),
-        catalog,
-        journal: Arc::new(journal),
-        versions,
-        trees: replay.trees,
-        lock,
-        view: None,
-        replayed_journal: (0, 0),
-    })
+    Ok((journal, versions))
 }
 
 /// The journal must reach as far as the tables into which it is replayed, also if the machine dies
@@ -134,10 +149,19 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
 /// partition's and not the other's. After a failed sync what was read may be in the page cache
 /// alone, and another sync brings nothing to the disk: it goes to a new file. A seal proves that
 /// everything before it was synced.
-fn renew_journal(root: &Path, scans: &[Scan], plan: &JournalPlan) -> Result<()> {
+fn renew_journal(root: &Path, catalog: &Catalog, scans: &[Scan], plan: &JournalPlan) -> Result<()> {
+    let identity = Identity { uuid: catalog.uuid, timeline: catalog.timeline };
     for scan in scans.iter().filter(|scan| plan.replay.contains(&scan.id)) {
-        if scan.frames > 0 && scan.tail != Tail::Sealed {
-            files::renew(&files::segment(root, scan.id), scan.end)?;
+        if scan.frames == 0 || scan.tail == Tail::Sealed {
+            continue;
+        }
+        let path = files::segment(root, scan.id);
+        files::renew(&path, scan.end)?;
+        // The page cache may have let go of it since it was scanned.
+        let renewed = reader::scan(&path, scan.id, identity, &mut |_| Ok(()))?;
+        if (renewed.end, renewed.chain) != (scan.end, scan.chain) {
+            let changed = std::io::Error::other("it changed while it was read");
+            return Err(Error::io("renew", &path, changed));
         }
     }
     Ok(())

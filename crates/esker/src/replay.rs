@@ -31,6 +31,8 @@ pub(crate) struct Replay<'a> {
     dropped: Vec<Replayed>,
     /// What the segments carry: the history before a copy gets its own timeline.
     identity: Identity,
+    /// The last commit before the journal.
+    base_seqno: u64,
     next_partition: u32,
     next_tree: u64,
 }
@@ -67,6 +69,7 @@ impl<'a> Replay<'a> {
             live,
             dropped: Vec::new(),
             identity: Identity { uuid: catalog.uuid, timeline: catalog.timeline },
+            base_seqno: catalog.base_seqno,
             next_partition: catalog.next_partition,
             next_tree: catalog.next_tree,
         })
@@ -76,11 +79,22 @@ impl<'a> Replay<'a> {
     pub(crate) fn run(&mut self, source: &Path, plan: &JournalPlan) -> Result<()> {
         self.check_reach(source, plan)?;
         let identity = self.identity;
+        let mut newest = self.base_seqno;
         for &id in &plan.replay {
             let path = files::segment(source, id);
-            reader::replay(&path, id, identity, &mut |frame| self.frame(&path, &frame))?;
+            reader::replay(&path, id, identity, &mut |frame| {
+                if frame.seqno != newest + 1 {
+                    return Err(changed(&path));
+                }
+                newest = frame.seqno;
+                self.frame(&path, &frame)
+            })?;
         }
-        Ok(())
+        // What CATALOG will say was replayed.
+        match plan.replay.last() {
+            Some(&last) if newest != plan.last_seqno => Err(changed(&files::segment(source, last))),
+            _ => Ok(()),
+        }
     }
 
     /// The journal is synced before tables are installed: nothing can be ahead of it.
@@ -226,6 +240,11 @@ impl<'a> Replay<'a> {
             dropped.core.doom();
         }
     }
+}
+
+/// The journal is not the one that was surveyed.
+fn changed(path: &Path) -> Error {
+    Error::io("replay", path, std::io::Error::other("it changed while it was read"))
 }
 
 impl Replayed {

@@ -52,22 +52,16 @@ impl Shared {
             options: options.clone(),
             floor: Floor::default(),
         };
-        let tree = if is_planted(Bug::CatalogBeforeTree) {
-            self.write_catalog(&mut catalog, |stored| {
-                stored.next_partition = id + 1;
-                stored.next_tree = tree_id + 1;
-                stored.partitions.push(entry.clone());
-            })?;
-            self.create_tree(tree_id, &options)?
-        } else {
-            self.create_tree(tree_id, &options)?
-        };
-        self.write_catalog(&mut catalog, |stored| {
+        let add = |stored: &mut Catalog| {
             stored.next_partition = id + 1;
             stored.next_tree = tree_id + 1;
-            stored.partitions.push(entry);
-        })
-        .inspect_err(|error| {
+            stored.partitions.push(entry.clone());
+        };
+        if is_planted(Bug::CatalogBeforeTree) {
+            self.write_catalog(&mut catalog, add)?;
+        }
+        let tree = self.create_tree(tree_id, &options)?;
+        self.write_catalog(&mut catalog, add).inspect_err(|error| {
             // Only if CATALOG does not name it.
             if error.kind() == ErrorKind::Retry {
                 tree.doom();

@@ -175,8 +175,6 @@ pub(crate) struct JournalPlan {
     pub(crate) last_time_ms: u64,
     /// Where a write was cut short: segment and offset.
     pub(crate) torn: Option<(u64, u64)>,
-    /// Where the journal ends, for errors that say so.
-    pub(crate) end: Option<(u64, u64)>,
 }
 
 /// Decides by table, segment by segment:
@@ -198,9 +196,9 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
         last_seqno: catalog.base_seqno,
         last_time_ms: catalog.last_time_ms,
         torn: None,
-        end: None,
     };
     let mut gap = false;
+    // Where the journal ends, for the error that says so.
     let mut end = scans.first().map(|scan| (scan.id, scan.end));
     for scan in scans {
         scan.check()?;
@@ -223,11 +221,11 @@ fn decide(root: &Path, catalog: &Catalog, scans: &[Scan]) -> Result<JournalPlan>
             plan.torn = Some((scan.id, scan.end));
         }
     }
-    plan.end = plan.torn.or(end);
+    let end = plan.torn.or(end);
     let floor = catalog.partitions.iter().map(|p| p.floor.flushed_upto).max().unwrap_or(0);
     let durable = catalog.last_seqno.max(floor);
     if plan.last_seqno < durable && !is_planted(Bug::ShortJournalAccepted) {
-        let (last, offset) = plan.end.unzip();
+        let (last, offset) = end.unzip();
         let last = last.unwrap_or(catalog.first_segment);
         return Err(Error::corrupt_because(
             &files::segment(root, last),

@@ -6,14 +6,13 @@
 //! an error and not a reason to climb down.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
-use crate::files::{create_file, probe, remove_if_present};
+use crate::files::{copy_bytes, create_file, probe, remove_if_present};
 
 /// How a file reached its new name.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -134,6 +133,6 @@ fn reflink(_source: &Path, _target: &Path) -> Result<bool> {
 fn copy(source: &Path, target: &Path) -> Result<()> {
     let mut from = File::open(source).at("open", source)?;
     let mut to = create_file(target)?;
-    io::copy(&mut from, &mut to).at("copy", target)?;
+    copy_bytes(&mut from, &mut to).at("copy", target)?;
     Ok(())
 }

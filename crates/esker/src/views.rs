@@ -18,9 +18,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Mutex, Ordering};
-
 use crate::planted::{Bug, is_planted};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 #[derive(Debug, Default)]
 pub(crate) struct Views {

@@ -66,20 +66,16 @@ fn power() {
 
 /// The whole table is what the program `planted` prints.
 #[test]
-fn planted_bugs_are_found_and_nothing_is_found_without_one() {
+fn planted_bugs_are_found_by_what_passes_without_them() {
     let program = env!("CARGO_BIN_EXE_planted").into();
-    let hunter = Hunter { program, seed: chaos::seed("planted"), limit: Duration::from_secs(120) };
+    let limit = Duration::from_secs(600);
+    let hunter = Hunter { program, seed: chaos::seed("planted"), limit };
     for bug in [Bug::ReplacedFileNotSynced, Bug::CatalogBeforeTree, Bug::FlushBoundaryTooHigh] {
-        match hunter.hunt(Some(bug), hunters(bug)) {
+        match hunter.hunt(bug, hunters(bug)) {
             Hunt::Found { layer, seed, how } => eprintln!("{bug:?}: {layer}, seed {seed}: {how}"),
-            Hunt::NotFound => panic!("{bug:?} was not found"),
             Hunt::Skipped { missing } => eprintln!("SKIPPED {bug:?}: {missing}"),
+            other => panic!("{bug:?}: {other:?}"),
         }
-    }
-    match hunter.hunt(None, &["recorder", "subset"]) {
-        Hunt::NotFound => {}
-        Hunt::Found { layer, how, .. } => panic!("{layer} found what was not planted: {how}"),
-        Hunt::Skipped { missing } => eprintln!("SKIPPED the canary: {missing}"),
     }
 }
 

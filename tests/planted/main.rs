@@ -2,7 +2,7 @@
 //! how fast: `planted [--bug NAME] [--layer NAME] [--seed S] [--seconds N]`.
 //!
 //! The exit code is 0 if every bug was found and nothing was found where none was planted, 1 if not,
-//! 2 for wrong usage.
+//! 2 for wrong usage, 3 if some could not be hunted here.
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
 
 use std::process::ExitCode;
@@ -76,6 +76,9 @@ fn table(arguments: &Arguments) -> ExitCode {
     println!("{:32} {:10} {:>8} {:>8}  what was seen", "bug", "layer", "seed", "seconds");
     let all = Bug::ALL.iter().map(|(bug, _)| Some(*bug)).chain([None]);
     let bugs: Vec<_> = arguments.bug.map_or_else(|| all.collect(), |bug| vec![bug]);
+    if let Err(sentence) = planted::build_explorer() {
+        eprintln!("{sentence}");
+    }
     let (mut found, mut skipped, mut wrong) = (0, 0, 0);
     for bug in &bugs {
         match row(*bug, arguments) {
@@ -87,7 +90,11 @@ fn table(arguments: &Arguments) -> ExitCode {
     }
     let planted = bugs.iter().flatten().count();
     println!("{found} of {planted} bugs found, {skipped} skipped, {wrong} wrong");
-    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match (wrong, skipped) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 /// Hunts for one bug, or for none, and prints how it went.
@@ -102,12 +109,17 @@ fn row(bug: Option<Bug>, arguments: &Arguments) -> Hunt {
     let began = Instant::now();
     let program = std::env::current_exe().expect("the own program");
     let Arguments { seed, limit, .. } = *arguments;
-    let hunt = Hunter { program, seed, limit }.hunt(bug, &layers);
+    let hunter = Hunter { program, seed, limit };
+    let hunt = match bug {
+        Some(bug) => hunter.hunt(bug, &layers),
+        None => hunter.hunt_for_nothing(&layers),
+    };
     let seconds = began.elapsed().as_secs_f64();
     let (layer, seed, text) = match &hunt {
         Hunt::Found { layer, seed, how } => (*layer, seed.to_string(), how.as_str()),
         Hunt::NotFound => ("-", "-".to_owned(), "nothing"),
         Hunt::Skipped { missing } => ("SKIPPED", "-".to_owned(), missing.as_str()),
+        Hunt::Wrong { how } => ("WRONG", "-".to_owned(), how.as_str()),
     };
     let text: String = text.chars().take(160).collect();
     println!("{name:32} {layer:10} {seed:>8} {seconds:8.1}  {text}");

@@ -3,8 +3,8 @@
 //!
 //! A bug is planted in processes of its own, by way of an environment variable, so that the processes
 //! which the layers start have it as well. A layer runs in portions, each from its own seed, until one
-//! fails. What must stay true: without a bug the same portions pass (`Bug` none), or finding would
-//! mean nothing.
+//! fails. What must stay true: the portion that fails with the bug passes without it, or finding
+//! would mean nothing.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -77,6 +77,7 @@ const OPERATIONS: u64 = 5_000;
 const SCENARIOS: [&str; 6] =
     ["commits", "hand-over", "freeze", "durable-and-buffered", "failed-sync", "snapshot"];
 const SCHEDULES: u64 = 400;
+const EXPLORER: &str = "threads-shuttle";
 
 /// Whatever can find a bug.
 pub fn layers() -> impl Iterator<Item = &'static Layer> {
@@ -95,10 +96,29 @@ fn play_model(options: &Options) -> Outcome {
     }
 }
 
-/// Runs the program `threads-shuttle`, which is beside this one.
+/// The program that explores schedules, beside this one.
+fn explorer() -> PathBuf {
+    std::env::current_exe().expect("the own program").with_file_name(EXPLORER)
+}
+
+/// Builds the explorer of threads, as a run of this program alone does not.
+///
+/// # Errors
+///
+/// A sentence, where that does not work: the layer `threads` is skipped, or as old as it is.
+pub fn build_explorer() -> Result<(), String> {
+    let release = explorer().parent().is_some_and(|dir| dir.ends_with("release"));
+    let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
+    cargo.args(["build", "--locked", "--package", "esker-tests", "--bin", EXPLORER]);
+    cargo.args(release.then_some("--release")).current_dir(env!("CARGO_MANIFEST_DIR"));
+    match cargo.status() {
+        Ok(status) if status.success() => Ok(()),
+        other => Err(format!("{EXPLORER} cannot be built: {other:?}")),
+    }
+}
+
 fn explore_threads(options: &Options) -> Outcome {
-    let own = std::env::current_exe().expect("the own program");
-    let explorer = own.with_file_name("threads-shuttle");
+    let explorer = explorer();
     let mut passed = 0;
     for scenario in SCENARIOS {
         let mut command = Command::new(&explorer);
@@ -164,9 +184,13 @@ pub enum Hunt {
         how: String,
     },
     NotFound,
-    /// No layer that could find it runs here.
+    /// No layer that could find it runs here, or not all of those that should find nothing.
     Skipped {
         missing: String,
+    },
+    /// The harness failed: it finds something where nothing is, or does not end.
+    Wrong {
+        how: String,
     },
 }
 
@@ -176,6 +200,7 @@ pub struct Hunter {
     /// The program `planted`, which runs the portions.
     pub program: PathBuf,
     pub seed: u64,
+    /// For each bug; without a bug, for each layer.
     pub limit: Duration,
 }
 
@@ -183,19 +208,17 @@ enum Portion {
     Passed,
     Failed(String),
     Skipped(String),
+    /// It was killed, and had found nothing.
+    TimeIsUp,
 }
 
 impl Hunter {
-    /// Hunts for a bug until it is found or the time is up. `None` hunts for nothing, which nobody
-    /// may find, with one portion of each layer.
-    pub fn hunt(&self, bug: Option<Bug>, layers: &[&str]) -> Hunt {
+    /// Hunts for a bug until it is found or the time is up.
+    pub fn hunt(&self, bug: Bug, layers: &[&str]) -> Hunt {
         let began = Instant::now();
         let mut missing = Vec::new();
         for round in 0.. {
-            if began.elapsed() >= self.limit
-                || missing.len() == layers.len()
-                || (bug.is_none() && round > 0)
-            {
+            if began.elapsed() >= self.limit || missing.len() == layers.len() {
                 break;
             }
             missing.clear();
@@ -204,10 +227,10 @@ impl Hunter {
                     missing.push(format!("there is no layer {name}"));
                     continue;
                 };
-                let seed = self.seed.wrapping_add(round);
-                match self.portion(bug, layer, seed, self.limit.saturating_sub(began.elapsed())) {
-                    Portion::Passed => {}
-                    Portion::Failed(how) => return Hunt::Found { layer: layer.name, seed, how },
+                let (seed, left) = (self.seed.wrapping_add(round), self.limit);
+                match self.portion(Some(bug), layer, seed, left.saturating_sub(began.elapsed())) {
+                    Portion::Passed | Portion::TimeIsUp => {}
+                    Portion::Failed(how) => return self.confirm(layer, seed, how),
                     Portion::Skipped(reason) => missing.push(reason),
                 }
             }
@@ -216,27 +239,61 @@ impl Hunter {
         if none_ran { Hunt::Skipped { missing: missing.join("; ") } } else { Hunt::NotFound }
     }
 
+    /// It counts as found if the same portion passes without the bug.
+    fn confirm(&self, layer: &'static Layer, seed: u64, how: String) -> Hunt {
+        match self.portion(None, layer, seed, self.limit) {
+            Portion::Passed => Hunt::Found { layer: layer.name, seed, how },
+            Portion::Failed(how) => Hunt::Wrong { how: format!("also without the bug: {how}") },
+            Portion::Skipped(missing) => Hunt::Skipped { missing },
+            Portion::TimeIsUp => Hunt::Wrong { how: format!("{} does not end", layer.name) },
+        }
+    }
+
+    /// One portion of each layer without a bug: nobody may find anything.
+    pub fn hunt_for_nothing(&self, layers: &[&str]) -> Hunt {
+        let mut missing = Vec::new();
+        for name in layers {
+            let Some(layer) = layer(name) else {
+                missing.push(format!("there is no layer {name}"));
+                continue;
+            };
+            match self.portion(None, layer, self.seed, self.limit) {
+                Portion::Passed => {}
+                Portion::Failed(how) => return Hunt::Wrong { how: format!("{name}: {how}") },
+                Portion::Skipped(reason) => missing.push(reason),
+                Portion::TimeIsUp => return Hunt::Wrong { how: format!("{name} does not end") },
+            }
+        }
+        match missing.is_empty() {
+            true => Hunt::NotFound,
+            false => Hunt::Skipped { missing: missing.join("; ") },
+        }
+    }
+
     fn portion(&self, bug: Option<Bug>, layer: &Layer, seed: u64, limit: Duration) -> Portion {
         let mut command = Command::new(&self.program);
         command.arg(COMMAND).arg(layer.name);
         command.args([portion(layer.name), seed].map(|number| number.to_string()));
         command.env_remove(VARIABLE);
         command.envs(bug.map(|bug| (VARIABLE, format!("{bug:?}"))));
-        let running = match Running::start(command) {
-            Ok(running) => running,
-            Err(error) => return Portion::Skipped(format!("start a process: {error}")),
-        };
-        let finished = match running.wait(limit) {
+        let finished = Running::start(command).and_then(|running| running.wait(limit));
+        let finished = match finished {
             Ok(finished) => finished,
-            Err(error) => return Portion::Skipped(format!("wait for a process: {error}")),
+            Err(error) => return Portion::Skipped(format!("run a process: {error}")),
         };
+        let last = last_line(&finished.stderr);
         match finished.status.code() {
-            // The time is up; that alone says nothing.
-            _ if finished.hung => Portion::Passed,
+            // Failures are told as they come, and a bug may make the rest hang.
+            _ if finished.hung => {
+                match finished.stderr.lines().find(|line| line.contains("repeat")) {
+                    Some(failure) => Portion::Failed(failure.to_owned()),
+                    None => Portion::TimeIsUp,
+                }
+            }
             Some(0) => Portion::Passed,
-            Some(3) => Portion::Skipped(last_line(&finished.stderr)),
-            Some(1) => Portion::Failed(last_line(&finished.stderr)),
-            _ => Portion::Failed(format!("{}: {}", finished.status, last_line(&finished.stderr))),
+            Some(2 | 3) => Portion::Skipped(last),
+            Some(1) => Portion::Failed(last),
+            _ => Portion::Failed(format!("{}: {last}", finished.status)),
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use esker::{CheckpointReport, Keyspace, PartitionOptions, Transfer, VerifyOptions, verify};
+use esker::{
+    CheckpointReport, Durability, ErrorKind, Keyspace, PartitionOptions, Transfer, VerifyOptions,
+    verify,
+};
 use esker_tests::files::fingerprint;
 use esker_tests::mounts::{BTRFS, EXT4, Filesystem, Mount, XFS};
-use esker_tests::{Content, content, fill, open_content};
+use esker_tests::{Content, Seeded, content, fill, open_content};
 use tempfile::TempDir;
 
 /// A filesystem of that kind; `None`, loudly, where there cannot be one.
@@ -107,6 +110,47 @@ fn a_checkpoint_from_one_filesystem_to_another_is_a_copy() {
     let staging = esker_tests::files::entries(&source.join("staging"));
     assert!(staging.is_empty(), "{staging:?}");
     check(keyspace, &expected, &source, &target);
+}
+
+/// The kernel tells of a lost write once, and goes on showing what it has lost. What an open showed
+/// must be on the disk afterwards, and not shared with a file that never got there.
+#[test]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+fn what_an_open_shows_after_a_failed_sync_is_there_when_the_page_cache_is_gone() {
+    let place = place();
+    let memory = match Mount::tmpfs(&place.path().join("memory"), 200 << 20) {
+        Ok(memory) => memory,
+        Err(missing) => return eprintln!("SKIPPED a failed sync: {missing}"),
+    };
+    let image = memory.path().join("image");
+    let disk = match Mount::image(XFS, &image, &place.path().join("disk")) {
+        Ok(disk) => disk,
+        Err(missing) => return eprintln!("SKIPPED a failed sync: {missing}"),
+    };
+    let db = disk.path().join("db");
+    let keyspace = Keyspace::open(&db).unwrap();
+    let partition = keyspace.partition("one", PartitionOptions::default()).unwrap();
+    partition.insert("before", "it").unwrap();
+    keyspace.persist(Durability::SyncAll).unwrap();
+    rustix::fs::syncfs(std::fs::File::open(&db).unwrap()).unwrap();
+    // The image is sparse: what was never written finds no room any more.
+    memory.fill_up("ballast", 0).unwrap();
+    let mut batch = keyspace.batch();
+    batch.insert(&partition, "lost", Seeded::new("a lost value").bytes(1 << 20));
+    batch.durability(Durability::SyncData);
+    let error = batch.commit().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+    drop((partition, keyspace));
+    std::fs::remove_file(memory.path().join("ballast")).unwrap();
+    // The first may still be told of the loss.
+    let keyspace = (0..3).find_map(|_| Keyspace::open(&db).ok()).expect("it opens");
+    let shown = content(&keyspace);
+    assert_eq!(shown["one"].len(), 2, "the page cache has it");
+    drop(keyspace);
+    disk.remount().unwrap();
+    let report = verify(&db, VerifyOptions::default()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert!(open_content(&db) == shown);
 }
 
 /// Whether the filesystem says that a file below `dir` shares extents; `None` where nobody can ask.

@@ -1,8 +1,9 @@
 //! Cold copy: a closed keyspace, file by file, under its exclusive lock.
 //!
 //! The source is surveyed as for an open and not changed, not even repaired: a torn journal tail is
-//! copied as it is. Tables and sealed segments are linked where that is possible; the copy is a
-//! branch of its own, like a checkpoint, and independent of the source.
+//! copied as it is. Tables are linked where that is possible, and sealed segments as well if the
+//! keyspace was closed. The copy is a branch of its own, like a checkpoint, and independent of the
+//! source.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

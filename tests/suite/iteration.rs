@@ -239,6 +239,46 @@ fn keys_alone_are_the_keys_of_the_entries_with_separated_values_too() {
 }
 
 #[test]
+fn walks_from_both_ends_through_small_and_separated_values_meet() {
+    let store = Store::new();
+    let p = store.partition_with("p", PartitionOptions::default().separate_values_from(Some(100)));
+    let mut expected = Entries::new();
+    for number in 0..300u32 {
+        let key = format!("{number:04}").into_bytes();
+        let len = if number % 7 < 3 { 200 } else { 5 };
+        for round in 0..2u8 {
+            p.insert(&key[..], vec![round; len]).unwrap();
+            if number % 50 == 0 {
+                store.keyspace().flush().unwrap();
+            }
+        }
+        expected.push((key, vec![1; len]));
+    }
+    store.keyspace().flush().unwrap();
+    let iterators = [p.iter().unwrap(), p.range("0000".."9").unwrap(), p.prefix("0").unwrap()];
+    // What the iterators see goes meanwhile.
+    for (key, _) in &expected {
+        p.insert(&key[..], vec![9; 300]).unwrap();
+    }
+    p.compact().unwrap();
+    for (turn, mut iter) in iterators.into_iter().enumerate() {
+        let (mut front, mut back) = (Entries::new(), Entries::new());
+        let mut step = 0;
+        loop {
+            let at_front = step % (turn + 2) < turn + 1;
+            let next = if at_front { iter.next() } else { iter.next_back() };
+            let Some(entry) = next else { break };
+            let (key, value) = entry.unwrap();
+            let to = if at_front { &mut front } else { &mut back };
+            to.push((key.to_vec(), value.to_vec()));
+            step += 1;
+        }
+        back.reverse();
+        assert!([front, back].concat() == expected, "turn {turn}");
+    }
+}
+
+#[test]
 fn separated_values_that_were_overwritten_or_removed_go_with_compaction() {
     let store = Store::new();
     let options = PartitionOptions::default().separate_values_from(Some(100)).table_bytes(64 << 10);

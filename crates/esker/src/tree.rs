@@ -15,7 +15,7 @@ mod blobs;
 mod calls;
 mod reading;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -110,8 +110,8 @@ pub(crate) struct Tree {
     pub(crate) id: u64,
     dir: PathBuf,
     tree: AnyTree,
-    /// Separated values are compressed.
-    packs_values: bool,
+    /// If separated values are compressed: what their lengths are compared with.
+    lengths: Option<blobs::Lengths>,
     counter: SequenceNumberCounter,
     active: RwLock<Arc<Memtable>>,
     flushing: Mutex<()>,
@@ -177,9 +177,14 @@ impl Tree {
             id,
             dir: dir.to_path_buf(),
             active: RwLock::new(tree.active_memtable()),
+            lengths: (options.separate_values_from.is_some()
+                && options.compression != Compression::None)
+                .then(|| blobs::Lengths {
+                    dir: Arc::from(dir),
+                    tree_id: tree.id(),
+                    descriptors: Arc::clone(&shared.descriptors),
+                }),
             tree,
-            packs_values: options.separate_values_from.is_some()
-                && options.compression != Compression::None,
             counter,
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
@@ -383,15 +388,26 @@ impl Tree {
         Ok(if changed { Compacted::Something } else { Compacted::Nothing })
     }
 
-    /// Looks once at every blob file that a merge may rewrite: those that hold superseded values.
+    /// Looks once at every blob file that a merge may rewrite.
     fn check_stale_blobs(&self) -> Result<()> {
         let version = self.tree.current_version();
         let mut walked = self.walked_blobs.lock();
-        walked.retain(|id| version.gc_stats().contains_key(id));
-        for blob in version.blob_files.iter() {
-            if version.gc_stats().contains_key(&blob.id()) && !walked.contains(&blob.id()) {
-                blobs::check_lengths(&files::blob(&self.dir, blob.id()))?;
-                walked.insert(blob.id());
+        walked.retain(|id| version.blob_files.contains_key(*id));
+        let stale = blobs::stale_bytes(&version.gc_stats().encode_into_vec());
+        if stale.keys().all(|id| walked.contains(id)) {
+            return Ok(());
+        }
+        let mut live = BTreeMap::new();
+        for table in version.iter_tables() {
+            let linked = guarded("compact", &self.dir, || table.list_blob_file_references())?;
+            for file in linked.unwrap_or_default() {
+                *live.entry(file.blob_file_id).or_default() += file.bytes;
+            }
+        }
+        for id in blobs::rewritable(&stale, &live) {
+            if version.blob_files.contains_key(id) && !walked.contains(&id) {
+                blobs::check_lengths(&files::blob(&self.dir, id))?;
+                walked.insert(id);
             }
         }
         Ok(())
@@ -589,5 +605,71 @@ mod tests {
         let error = tree.decide(before, no_descriptors());
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         assert!(tree.check_decided().is_err(), "nothing is installed over it");
+    }
+
+    /// Flushes one value of 2,000 bytes for each key.
+    fn flush_values(tree: &Tree, keys: impl Iterator<Item = u32>, seqno: &mut u64) {
+        for key in keys {
+            *seqno += 1;
+            let value = vec![*seqno as u8; 2_000];
+            let _ = tree.apply(Slice::from(key.to_be_bytes()), Some(Slice::from(value)), *seqno);
+        }
+        tree.rotate();
+        tree.flush(&tree.lock_flushing(), *seqno + 1).unwrap();
+    }
+
+    fn compact_everything(tree: &Tree, seqno: u64) -> Result<Compacted> {
+        tree.compact(&Views::new(seqno), Strategy::Everything { table_bytes: 1 << 20 })
+    }
+
+    fn separating_tree(dir: &Path) -> Tree {
+        let options = PartitionOptions::default().separate_values_from(Some(1_000));
+        Tree::open(dir, 1, &options, &Shared::new(1 << 20)).unwrap()
+    }
+
+    fn blob_ids(tree: &Tree) -> BTreeSet<u64> {
+        tree.version().files().blobs.iter().map(|blob| blob.id).collect()
+    }
+
+    #[test]
+    fn merges_rewrite_no_blob_file_that_was_not_walked() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = separating_tree(dir.path());
+        let mut seqno = 1;
+        for file in 0..16 {
+            flush_values(&tree, file * 20..file * 20 + 20, &mut seqno);
+        }
+        let mut rewritten = 0;
+        // Of every file more and more is overwritten, of none all.
+        for round in 0..15 {
+            flush_values(&tree, (0..16).map(|file| file * 20 + round), &mut seqno);
+            let before = blob_ids(&tree);
+            compact_everything(&tree, seqno).unwrap();
+            let after = blob_ids(&tree);
+            let walked = tree.walked_blobs.lock();
+            let gone: Vec<_> = before.difference(&after).filter(|&&id| id < 16).collect();
+            assert!(gone.iter().all(|id| walked.contains(id)), "{round}: {gone:?}, {walked:?}");
+            rewritten += gone.len();
+        }
+        assert!(rewritten >= 4, "{rewritten} files were rewritten");
+    }
+
+    #[test]
+    fn a_damaged_blob_file_fails_no_merge_that_leaves_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = separating_tree(dir.path());
+        let mut seqno = 1;
+        for file in 0..8 {
+            flush_values(&tree, file * 20..file * 20 + 20, &mut seqno);
+        }
+        std::fs::write(files::blob(dir.path(), 0), "not a blob file").unwrap();
+        for overwritten in 1..=4 {
+            let keys = (0..8).map(|file| file * 20 + overwritten);
+            flush_values(&tree, keys, &mut seqno);
+            compact_everything(&tree, seqno).unwrap();
+            flush_values(&tree, std::iter::once(1_000), &mut seqno);
+        }
+        let error = compact_everything(&tree, seqno).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "enough of it is stale: {error}");
     }
 }

@@ -6,14 +6,15 @@
 //! believes the lengths in it before it looks at any checksum. What must stay true: the first two are
 //! compared before lsm-tree reads the blob, the others with the file before a merge may rewrite it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use lsm_tree::{AbstractTree as _, AnyTree, ValueType};
+use lsm_tree::DescriptorTable;
 
-use super::calls::guarded;
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 
@@ -25,35 +26,105 @@ const STORED_LEN_AT: usize = 34;
 const MAGIC: &[u8] = b"BLOB";
 /// What comes behind the last blob.
 const END_MAGIC: &[u8] = b"META";
+/// lsm-tree rewrites a file from a stale share of a quarter on; it divides with few digits.
+const STALE_FILES: u64 = 5;
+/// And of the files that a merge could rewrite, the oldest quarter, rounded down: never one that has
+/// fewer newer ones beside it than this.
+const NEWER_FILES: usize = 3;
 
-/// Compares the two lengths of the value of `key`, if it is in a blob file.
-pub(super) fn check(tree: &AnyTree, dir: &Path, key: &[u8], read_seqno: u64) -> Result<()> {
-    let entry = guarded("read from", dir, || tree.get_internal_entry(key, read_seqno))?;
-    let Some(entry) = entry.filter(|entry| entry.key.value_type == ValueType::Indirection) else {
-        return Ok(());
-    };
-    let Some((offset, file, expected)) = place(&entry.value) else {
-        return Err(Error::corrupt(dir, None, "an entry does not say where its value is"));
-    };
-    let path = files::blob(dir, file);
-    let mut header = [0; HEADER_LEN];
-    let read = File::open(&path).and_then(|file| file.read_exact_at(&mut header, offset));
-    match read {
-        Ok(()) => {}
-        // lsm-tree finds out and says so; or a merge took the file, and the caller reads again.
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
+/// Where an entry of a table says that its value is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    offset: u64,
+    pub(super) file: u64,
+    unpacked_len: u64,
+}
+
+impl Place {
+    pub(super) fn of(entry: &[u8], dir: &Path) -> Result<Self> {
+        Self::parse(entry)
+            .ok_or_else(|| Error::corrupt(dir, None, "an entry does not say where its value is"))
+    }
+
+    /// Numbers of seven bits a byte, of which the third is the length as stored.
+    fn parse(entry: &[u8]) -> Option<Self> {
+        let mut bytes = entry.iter();
+        let mut number = || {
+            let mut value = 0;
+            for shift in (0..64).step_by(7) {
+                let byte = *bytes.next()?;
+                value |= u64::from(byte & 0x7f) << shift;
+                if byte & 0x80 == 0 {
+                    return Some(value);
+                }
+            }
+            None
+        };
+        let (offset, file, _stored) = (number()?, number()?, number()?);
+        Some(Self { offset, file, unpacked_len: number()? })
+    }
+}
+
+/// Compares lengths of values in the blob files of one tree.
+#[derive(Clone)]
+pub(super) struct Lengths {
+    pub(super) dir: Arc<Path>,
+    /// lsm-tree's number for the tree, under which it shares descriptors.
+    pub(super) tree_id: u64,
+    pub(super) descriptors: Arc<DescriptorTable>,
+}
+
+impl Lengths {
+    /// Compares the two lengths of a value. The caller holds a version with the blob file: it can
+    /// neither go nor leave a descriptor behind meanwhile.
+    pub(super) fn check(&self, place: Place) -> Result<()> {
+        let path = files::blob(&self.dir, place.file);
+        let mut header = [0; HEADER_LEN];
+        let read = self.open(&path, place.file);
+        match read.and_then(|file| file.read_exact_at(&mut header, place.offset)) {
+            Ok(()) => {}
+            // lsm-tree finds out and says so.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
+                return Ok(());
+            }
+            Err(e) => return Err(e).at("read", &path),
+        }
+        let field = &header[UNPACKED_LEN_AT..UNPACKED_LEN_AT + 4];
+        let found = u32::from_le_bytes(field.try_into().unwrap_or_default());
+        if u64::from(found) == place.unpacked_len {
             return Ok(());
         }
-        Err(e) => return Err(e).at("read", &path),
+        let what = "the length of a value is not the one in its table";
+        let (expected, found) = (place.unpacked_len.to_string(), found.to_string());
+        Err(Error::corrupt_because(&path, Some(place.offset), what, expected, found))
     }
-    let field = &header[UNPACKED_LEN_AT..UNPACKED_LEN_AT + 4];
-    let found = u32::from_le_bytes(field.try_into().unwrap_or_default());
-    if u64::from(found) == expected {
-        return Ok(());
+
+    fn open(&self, path: &Path, file: u64) -> std::io::Result<Arc<File>> {
+        let id = (self.tree_id, file).into();
+        if let Some(file) = self.descriptors.access_for_blob_file(&id) {
+            return Ok(file);
+        }
+        let file = Arc::new(File::open(path)?);
+        self.descriptors.insert_for_blob_file(id, Arc::clone(&file));
+        Ok(file)
     }
-    let what = "the length of a value is not the one in its table";
-    let (expected, found) = (expected.to_string(), found.to_string());
-    Err(Error::corrupt_because(&path, Some(offset), what, expected, found))
+}
+
+/// The blob files with stale values out of lsm-tree's account, and the bytes of those unpacked.
+pub(super) fn stale_bytes(account: &[u8]) -> BTreeMap<u64, u64> {
+    let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    // u32 count; per file u64 id, u32 values, u64 bytes, u64 bytes as stored.
+    let files = account.get(4..).unwrap_or_default().chunks_exact(28);
+    files.map(|file| (number(file), number(&file[12..]))).collect()
+}
+
+/// The files that some merge may rewrite, by what is stale in them and what tables refer to.
+pub(super) fn rewritable(stale: &BTreeMap<u64, u64>, live: &BTreeMap<u64, u64>) -> Vec<u64> {
+    let live = |file| live.get(file).copied().unwrap_or_default();
+    let files = stale.iter().filter(|&(file, &bytes)| bytes * STALE_FILES >= bytes + live(file));
+    let mut files: Vec<_> = files.map(|(&file, _)| file).collect();
+    files.truncate(files.len().saturating_sub(NEWER_FILES));
+    files
 }
 
 /// Walks through a blob file from header to header.
@@ -86,25 +157,6 @@ pub(super) fn check_lengths(path: &Path) -> Result<()> {
         input.seek_relative(content as i64).at("read", path)?;
         at += HEADER_LEN as u64 + content;
     }
-}
-
-/// Offset, blob file and unpacked length out of an entry: numbers of seven bits a byte, of which the
-/// third is the length as stored.
-fn place(entry: &[u8]) -> Option<(u64, u64, u64)> {
-    let mut bytes = entry.iter();
-    let mut number = || {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = *bytes.next()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    };
-    let (offset, file, _stored) = (number()?, number()?, number()?);
-    Some((offset, file, number()?))
 }
 
 #[cfg(test)]
@@ -140,8 +192,33 @@ mod tests {
     #[test]
     fn the_place_of_a_value_is_four_numbers_and_nothing_less() {
         let entry = [0x80, 0x01, 0x05, 0x7f, 0xff, 0x01];
-        assert_eq!(place(&entry), Some((128, 5, 255)));
-        assert!((0..entry.len()).all(|len| place(&entry[..len]).is_none()));
-        assert_eq!(place(&[0xff; 40]), None);
+        let place = Place { offset: 128, file: 5, unpacked_len: 255 };
+        assert_eq!(Place::parse(&entry), Some(place));
+        assert!((0..entry.len()).all(|len| Place::parse(&entry[..len]).is_none()));
+        assert_eq!(Place::parse(&[0xff; 40]), None);
+    }
+
+    #[test]
+    fn a_merge_may_rewrite_stale_files_with_three_newer_ones_beside_them() {
+        let stale = |files: &[(u64, u64)]| files.iter().copied().collect::<BTreeMap<_, _>>();
+        let live = stale(&[(1, 75), (2, 81), (3, 10), (4, 0), (5, 75), (7, 75)]);
+        let four = stale(&[(1, 25), (2, 19), (3, 10), (4, 1), (5, 25)]);
+        assert_eq!(rewritable(&four, &live), [1]);
+        let three = stale(&[(1, 25), (2, 19), (3, 10), (4, 1)]);
+        assert!(rewritable(&three, &live).is_empty());
+        let five = stale(&[(1, 25), (2, 50), (3, 10), (5, 25), (7, 25)]);
+        assert_eq!(rewritable(&five, &live), [1, 2]);
+    }
+
+    #[test]
+    fn the_account_of_garbage_says_stale_bytes_as_they_unpack() {
+        use lsm_tree::blob_tree::{FragmentationEntry, FragmentationMap};
+        use lsm_tree::coding::Encode as _;
+        let mut account = FragmentationMap::default();
+        assert!(stale_bytes(&account.encode_into_vec()).is_empty());
+        account.insert(7, FragmentationEntry::new(1, 300, 20));
+        account.insert(1 << 40, FragmentationEntry::new(2, 1 << 33, 5));
+        let expected = BTreeMap::from([(7, 300), (1 << 40, 1 << 33)]);
+        assert_eq!(stale_bytes(&account.encode_into_vec()), expected);
     }
 }

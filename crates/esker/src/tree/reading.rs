@@ -1,17 +1,16 @@
 //! Reads of one tree, and the iterators over it.
 
-use std::cell::Cell;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use lsm_tree::{AbstractTree as _, AnyTree, Guard, IterGuardImpl, Slice};
+use lsm_tree::{AbstractTree as _, Guard, InternalValue, IterGuardImpl, Slice, ValueType};
 
-use super::blobs;
+use super::blobs::{Lengths, Place};
 use super::calls::guarded;
 use super::{READ_SEQNO_MIN, Tree};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::items::KEY_LEN_MAX;
 
 /// Reading. `read_seqno` sees the commits below it.
@@ -36,10 +35,33 @@ impl Tree {
             return Ok(None);
         }
         let read_seqno = read_seqno.max(READ_SEQNO_MIN);
-        if self.packs_values {
-            blobs::check(&self.tree, &self.dir, key, read_seqno)?;
+        match &self.lengths {
+            Some(lengths) => self.get_packed(key, read_seqno, lengths),
+            None => guarded("read from", &self.dir, || self.tree.get(key, read_seqno)),
         }
-        guarded("read from", &self.dir, || self.tree.get(key, read_seqno))
+    }
+
+    /// Looks at the length of a separated value before lsm-tree does.
+    fn get_packed(&self, key: &[u8], read_seqno: u64, lengths: &Lengths) -> Result<Option<Slice>> {
+        let mut missed = None;
+        loop {
+            let entry =
+                guarded("read from", &self.dir, || self.tree.get_internal_entry(key, read_seqno))?;
+            let Some(entry) = entry else { return Ok(None) };
+            if entry.key.value_type != ValueType::Indirection {
+                return Ok(Some(entry.value));
+            }
+            let place = Place::of(&entry.value, &self.dir)?;
+            let version = self.tree.current_version();
+            if version.blob_files.contains_key(place.file) {
+                lengths.check(place)?;
+            } else if missed != Some(place) {
+                // A merge moved the value meanwhile; the entry says where to.
+                missed = Some(place);
+                continue;
+            }
+            return guarded("read from", &self.dir, || self.tree.get(key, read_seqno));
+        }
     }
 
     pub(crate) fn contains_key(&self, key: &[u8], read_seqno: u64) -> Result<bool> {
@@ -61,7 +83,15 @@ impl Tree {
     pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
         let bounds = shorten(bounds);
         let read_seqno = read_seqno.max(READ_SEQNO_MIN);
-        self.entries(self.tree.range::<Slice, _>(bounds, read_seqno, None), read_seqno)
+        loop {
+            let version = self.tree.current_version().id();
+            let packed = self.packed(&bounds, read_seqno);
+            let inner = self.tree.range::<Slice, _>(bounds.clone(), read_seqno, None);
+            // Both iterators must find the values in the same files.
+            if packed.is_none() || self.tree.current_version().id() == version {
+                return RawIter { inner, dir: Arc::from(self.dir.as_path()), packed };
+            }
+        }
     }
 
     pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
@@ -70,13 +100,14 @@ impl Tree {
             let bounds = (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
             return self.range(bounds, read_seqno);
         }
-        let read_seqno = read_seqno.max(READ_SEQNO_MIN);
-        self.entries(self.tree.prefix(prefix, read_seqno, None), read_seqno)
+        self.range(lsm_tree::range::prefix_to_range(prefix), read_seqno)
     }
 
-    fn entries(&self, inner: Entries, read_seqno: u64) -> RawIter {
-        let packed = self.packs_values.then(|| (self.tree.clone(), read_seqno));
-        RawIter { inner, dir: Arc::from(self.dir.as_path()), packed }
+    fn packed(&self, bounds: &(Bound<Slice>, Bound<Slice>), read_seqno: u64) -> Option<Packed> {
+        let lengths = self.lengths.clone()?;
+        let version = self.tree.get_version_history_lock().get_version_for_snapshot(read_seqno);
+        let entries = lsm_tree::Tree::create_internal_range(version, bounds, read_seqno, None);
+        Some(Packed { entries: Box::new(entries), lengths })
     }
 
     pub(crate) fn approximate_len(&self) -> usize {
@@ -100,58 +131,109 @@ impl Tree {
 pub(crate) struct RawIter {
     inner: Entries,
     dir: Arc<Path>,
-    /// Values may be packed, and their lengths are to be looked up here.
-    packed: Option<(AnyTree, u64)>,
+    /// Values may be packed. Then this is ahead of `inner`, which is asked for separated ones only.
+    packed: Option<Packed>,
+}
+
+/// The same entries as tables have them: with the values that are not separated, and with the
+/// places and lengths of those that are.
+struct Packed {
+    entries: Box<dyn DoubleEndedIterator<Item = lsm_tree::Result<InternalValue>> + Send>,
+    lengths: Lengths,
 }
 
 impl RawIter {
-    fn entry(&mut self, next: Step) -> Option<Result<(Slice, Slice)>> {
-        let Self { inner, dir, packed } = self;
-        let (dir, packed, wrong) = (&*dir, &*packed, Cell::new(None));
-        let is_right = |key: &Slice| match packed {
-            Some((tree, read_seqno)) => match blobs::check(tree, dir, key, *read_seqno) {
-                Ok(()) => true,
-                Err(error) => {
-                    wrong.set(Some(error));
-                    false
-                }
-            },
-            None => true,
+    fn entry(&mut self, end: End) -> Option<Result<(Slice, Slice)>> {
+        let Some(packed) = &mut self.packed else {
+            let Self { inner, dir, .. } = self;
+            let entry =
+                guarded("read from", dir, || end.step(inner).map(Guard::into_inner).transpose());
+            return entry.transpose();
         };
-        let entry = guarded("read from", dir, || {
-            next(inner).map(|guard| guard.into_inner_if(is_right)).transpose()
-        });
-        match (wrong.take(), entry) {
-            (Some(error), _) | (None, Err(error)) => Some(Err(error)),
-            (None, Ok(entry)) => entry.and_then(|(key, value)| Some(Ok((key, value?)))),
+        let entry = match packed.entry(end, &self.dir)? {
+            Ok(entry) => entry,
+            Err(error) => return Some(Err(error)),
+        };
+        if entry.key.value_type != ValueType::Indirection {
+            return Some(Ok((entry.key.user_key, entry.value)));
         }
+        let place = Place::of(&entry.value, &self.dir);
+        let checked = place.and_then(|place| packed.lengths.check(place));
+        Some(checked.and_then(|()| self.separated(end, entry.key.user_key)))
     }
 
-    fn key(&mut self, next: Step) -> Option<Result<Slice>> {
+    /// Lets `inner` catch up to `key` and reads the value.
+    fn separated(&mut self, end: End, key: Slice) -> Result<(Slice, Slice)> {
         let Self { inner, dir, .. } = self;
-        let key = guarded("read from", dir, || next(inner).map(Guard::key).transpose());
+        while let Some((found, value)) = guarded("read from", dir, || {
+            end.step(inner).map(|guard| guard.into_inner_if(|found| *found == key)).transpose()
+        })? {
+            if let Some(value) = value {
+                return Ok((found, value));
+            }
+            if end.is_behind(&found, &key) {
+                break;
+            }
+        }
+        Err(Error::corrupt(dir, None, "a separated value is gone at the second look"))
+    }
+
+    fn key(&mut self, end: End) -> Option<Result<Slice>> {
+        let Self { inner, dir, packed } = self;
+        if let Some(packed) = packed {
+            return packed.entry(end, dir).map(|entry| entry.map(|entry| entry.key.user_key));
+        }
+        let key = guarded("read from", dir, || end.step(inner).map(Guard::key).transpose());
         key.transpose()
     }
 
     pub(crate) fn next_entry(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(Iterator::next)
+        self.entry(End::Front)
     }
 
     pub(crate) fn next_entry_back(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(DoubleEndedIterator::next_back)
+        self.entry(End::Back)
     }
 
     pub(crate) fn next_key(&mut self) -> Option<Result<Slice>> {
-        self.key(Iterator::next)
+        self.key(End::Front)
     }
 
     pub(crate) fn next_key_back(&mut self) -> Option<Result<Slice>> {
-        self.key(DoubleEndedIterator::next_back)
+        self.key(End::Back)
+    }
+}
+
+impl Packed {
+    fn entry(&mut self, end: End, dir: &Path) -> Option<Result<InternalValue>> {
+        guarded("read from", dir, || end.step(&mut self.entries).transpose()).transpose()
     }
 }
 
 type Entries = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
-type Step = fn(&mut Entries) -> Option<IterGuardImpl>;
+
+#[derive(Copy, Clone)]
+enum End {
+    Front,
+    Back,
+}
+
+impl End {
+    fn step<I: DoubleEndedIterator>(self, iter: &mut I) -> Option<I::Item> {
+        match self {
+            Self::Front => iter.next(),
+            Self::Back => iter.next_back(),
+        }
+    }
+
+    /// Whether a walk from this end that met `found` has missed `key`.
+    fn is_behind(self, found: &Slice, key: &Slice) -> bool {
+        match self {
+            Self::Front => found > key,
+            Self::Back => found < key,
+        }
+    }
+}
 
 /// Longer than any key: lsm-tree panics when asked for it.
 fn is_too_long(key: &[u8]) -> bool {

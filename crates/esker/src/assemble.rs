@@ -7,7 +7,7 @@
 //! written after everything it names, everything is synced before the directory gets its name, and
 //! whatever fails leaves neither the name nor the unfinished directory behind.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,8 @@ pub(crate) struct Built {
     pub(crate) records: Vec<FileRecord>,
     /// What must be synced one by one if the filesystem is not synced at once.
     to_sync: Vec<PathBuf>,
-    /// Those of them that are segments of the source under another name.
-    shared: HashSet<PathBuf>,
+    /// Those of them that are segments of the source under another name, and that name.
+    shared: HashMap<PathBuf, PathBuf>,
 }
 
 /// Removes an unfinished directory unless it was published.
@@ -336,7 +336,7 @@ impl<'a> Site<'a> {
         built.records.push(FileRecord { path: name, bytes, xxh3, chain, how: placed.into() });
         if !durable {
             if placed == Placed::Linked {
-                built.shared.insert(path.clone());
+                built.shared.insert(path.clone(), self.plan.source.join(relative(self.dir, &path)));
             }
             built.to_sync.push(path);
         }
@@ -423,12 +423,24 @@ impl Built {
         Ok(Tally::of(&self.records))
     }
 
+    /// Linked segments, by the source's name: the one here may be absorbed. What the source has let
+    /// go of, nobody links again.
+    fn open_shared(&self) -> Result<Vec<File>> {
+        let mut opened = Vec::new();
+        for path in self.shared.values() {
+            match File::open(path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                file => opened.push(file.at("open", path)?),
+            }
+        }
+        Ok(opened)
+    }
+
     fn sync(&self, dir: &Path) -> std::result::Result<(), Unsealed> {
         let told = |error, shared| Unsealed { error, shared };
         // What cannot even be opened was not synced, and nothing is lost by that.
         if let Some(filesystem) = files::open_filesystem(dir)? {
-            let shared = self.shared.iter().map(|path| File::open(path).at("open", path));
-            let shared: Vec<_> = shared.collect::<Result<_>>()?;
+            let shared = self.open_shared()?;
             // The filesystem tells of every write that it lost, also of other programs' files.
             let is_lost = |file: &File| file.sync_all().is_err();
             return files::sync_opened(&filesystem, dir).map_err(|error| {
@@ -438,7 +450,7 @@ impl Built {
         unless(Bug::CheckpointFilesNotSynced, || {
             self.to_sync.iter().try_for_each(|path| {
                 let file = File::open(path).at("open", path)?;
-                let shared = self.shared.contains(path);
+                let shared = self.shared.contains_key(path);
                 file.sync_all().at("sync", path).map_err(|error| told(error, shared))
             })
         })?;

@@ -131,6 +131,8 @@ impl Shared {
     /// Creates the next journal segment and lists it in CATALOG, unless there is one.
     pub(crate) fn prepare_segment(&self) -> Result<()> {
         let mut catalog = self.catalog.lock();
+        // If the last CATALOG failed behind its rename, the one on disk may name this very segment.
+        self.journal.check_poison()?;
         let Some(id) = self.journal.wants_segment() else { return Ok(()) };
         if is_planted(Bug::CatalogBeforeSegment) {
             self.write_catalog(&mut catalog, |stored| stored.last_segment = id)?;

@@ -92,11 +92,14 @@ fn is_expected(case: &Case<'_>, heard: &Heard, hits: &[Hit]) -> bool {
     match heard.kind {
         ErrorKind::Retry => about_space,
         // A sync that failed is never about space: it cannot be tried again. Nor can an install
-        // that may be on disk (docs/durability.md, "A full disk").
+        // that may be on disk, nor a group whose sync needs an older segment to be sealed
+        // (docs/durability.md, "A full disk").
         ErrorKind::Io | ErrorKind::Poisoned => {
             let sync = hits.iter().any(|hit| matches!(hit.kind, Kind::Fsync | Kind::Fsyncdir));
             let undecided = heard.text.contains("cannot install a new version");
-            !about_space || sync || undecided
+            let sealing = heard.text.contains(JOURNAL)
+                && ["cannot write", "cannot truncate"].iter().any(|call| heard.text.contains(call));
+            !about_space || sync || undecided || sealing
         }
         _ => false,
     }

@@ -14,11 +14,12 @@ use esker_tests::crash::recorder::filesystem::{self, Mount};
 use esker_tests::crash::recorder::image::{Image, Op};
 use esker_tests::crash::recorder::injector::{Fault, failure};
 use esker_tests::crash::{Options, Outcome};
+use esker_tests::skip;
 
 /// A filesystem on which nothing fails yet, or what is missing for one.
 fn mount(image: Image, fault: Option<Fault>) -> Option<Mount> {
     if let Some(missing) = filesystem::missing() {
-        eprintln!("SKIPPED {}: {missing}", std::thread::current().name().unwrap_or("a fault"));
+        skip(std::thread::current().name().unwrap_or("a fault"), missing);
         return None;
     }
     Some(Mount::with_faults(image, fault, false).expect("a mount"))
@@ -253,6 +254,6 @@ fn a_sync_that_fails_silently_is_found_out() {
             assert!(!failures.is_empty(), "{passed} states passed");
             eprintln!("{} failures, the first: {}", failures.len(), failures[0]);
         }
-        Outcome::Skipped { missing } => eprintln!("SKIPPED silent syncs: {missing}"),
+        Outcome::Skipped { missing } => skip("silent syncs", missing),
     }
 }

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Outcome::Skipped { missing } => {
-            println!("SKIPPED {}: {missing}", layer.name);
+            esker_tests::skip(layer.name, missing);
             ExitCode::from(3)
         }
     }

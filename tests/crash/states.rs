@@ -6,6 +6,7 @@ use esker_tests::crash::recorder::disk::{Disk, Luck, Mistake, SECTOR_BYTES};
 use esker_tests::crash::recorder::image::{Image, Ino, Node, Op, Place, ROOT};
 use esker_tests::crash::recorder::{Model, run};
 use esker_tests::crash::{Options, Outcome};
+use esker_tests::skip;
 
 fn place(name: &str) -> Place {
     Place { dir: ROOT, name: name.to_owned() }
@@ -128,7 +129,7 @@ fn a_mistake_is_found(mistake: Mistake) {
             assert!(!failures.is_empty(), "{passed} states passed with {mistake:?}");
             eprintln!("{mistake:?}: {} failures, the first: {}", failures.len(), failures[0]);
         }
-        Outcome::Skipped { missing } => eprintln!("SKIPPED canary: {missing}"),
+        Outcome::Skipped { missing } => skip("the recorder's canary", missing),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use esker::{Config, CopyOptions, Error, ErrorKind, Keyspace, PartitionOptions, cold_copy};
 use esker_tests::files::entries;
-use esker_tests::{Store, fill, fingerprint};
+use esker_tests::{Store, fill, fingerprint, skip};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// One sentence for people: no line breaks, no dump of a type, and what it is about.
@@ -270,7 +270,7 @@ fn a_keyspace_open_in_another_process_is_named() {
         .stdout(std::process::Stdio::piped())
         .spawn();
     let Ok(mut holder) = holder else {
-        skipped("flock(1) is not installed");
+        skip("a directory that another process has locked", "flock(1) is not installed");
         return;
     };
     let mut line = [0; 5];
@@ -279,11 +279,6 @@ fn a_keyspace_open_in_another_process_is_named() {
     drop(holder.stdin.take());
     holder.wait().unwrap();
     Keyspace::open(&path).unwrap().close().unwrap();
-}
-
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn skipped(why: &str) {
-    eprintln!("SKIPPED: {why}");
 }
 
 #[test]
@@ -322,7 +317,7 @@ fn keys_must_have_1_to_65535_bytes() {
 #[test]
 fn values_have_at_most_4_gib_less_one_byte() {
     if std::env::var_os("ESKER_HUGE").is_none() {
-        eprintln!("SKIPPED: a value of 4 GiB needs 9 GiB of memory; ESKER_HUGE=1 runs this test");
+        skip("a value of 4 GiB", "it needs 9 GiB of memory; ESKER_HUGE=1 runs it");
         return;
     }
     let store = Store::new();

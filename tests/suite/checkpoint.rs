@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use esker::{Config, ErrorKind, Keyspace, PartitionOptions, Phase, Transfer};
 use esker_tests::files::{entries, names, segments};
-use esker_tests::{Content, Store, content, fill, fingerprint, open_content};
+use esker_tests::{Content, Store, content, fill, fingerprint, open_content, skip};
 
 /// Three partitions, one with separated values; some in tables, some in the journal.
 fn written() -> Store {
@@ -333,13 +333,12 @@ fn a_checkpoint_on_another_filesystem_is_copied_and_leaves_nothing_staged() {
     nothing_left(&store, elsewhere.path());
 }
 
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn another_filesystem(source: &Path) -> Option<tempfile::TempDir> {
     let shm = Path::new("/dev/shm");
     let directory = tempfile::tempdir_in(shm).ok();
     let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
     if directory.is_none() || device(shm) == device(source) {
-        eprintln!("SKIPPED: /dev/shm is no other filesystem that can be written to");
+        skip("another filesystem", "/dev/shm is none that can be written to");
         return None;
     }
     directory

@@ -9,17 +9,16 @@ use esker::{
 };
 use esker_tests::files::fingerprint;
 use esker_tests::mounts::{BTRFS, EXT4, Filesystem, Mount, XFS};
-use esker_tests::{Content, Seeded, content, fill, open_content};
+use esker_tests::{Content, Seeded, content, fill, open_content, skip};
 use tempfile::TempDir;
 
 /// A filesystem of that kind; `None`, loudly, where there cannot be one.
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn mounted(kind: Filesystem, place: &TempDir) -> Option<Mount> {
     let image = place.path().join(format!("{}.image", kind.name));
     match Mount::image(kind, &image, &place.path().join(kind.name)) {
         Ok(mount) => Some(mount),
         Err(missing) => {
-            eprintln!("SKIPPED {}: {missing}", kind.name);
+            skip(kind.name, missing);
             None
         }
     }
@@ -115,17 +114,16 @@ fn a_checkpoint_from_one_filesystem_to_another_is_a_copy() {
 /// The kernel tells of a lost write once, and goes on showing what it has lost. What an open showed
 /// must be on the disk afterwards, and not shared with a file that never got there.
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn what_an_open_shows_after_a_failed_sync_is_there_when_the_page_cache_is_gone() {
     let place = place();
     let memory = match Mount::tmpfs(&place.path().join("memory"), 200 << 20) {
         Ok(memory) => memory,
-        Err(missing) => return eprintln!("SKIPPED a failed sync: {missing}"),
+        Err(missing) => return skip("a failed sync", missing),
     };
     let image = memory.path().join("image");
     let disk = match Mount::image(XFS, &image, &place.path().join("disk")) {
         Ok(disk) => disk,
-        Err(missing) => return eprintln!("SKIPPED a failed sync: {missing}"),
+        Err(missing) => return skip("a failed sync", missing),
     };
     let db = disk.path().join("db");
     let keyspace = Keyspace::open(&db).unwrap();
@@ -154,13 +152,12 @@ fn what_an_open_shows_after_a_failed_sync_is_there_when_the_page_cache_is_gone()
 }
 
 /// Whether the filesystem says that a file below `dir` shares extents; `None` where nobody can ask.
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn shares_extents(dir: &Path) -> Option<bool> {
     let mut shared = false;
     for path in fingerprint(dir).into_keys() {
         let output = std::process::Command::new("filefrag").arg("-v").arg(dir.join(path)).output();
         let Ok(output) = output else {
-            eprintln!("SKIPPED: filefrag is missing; nobody looked for shared extents");
+            skip("shared extents", "filefrag is missing");
             return None;
         };
         shared |= String::from_utf8_lossy(&output.stdout).contains("shared");

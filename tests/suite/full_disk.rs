@@ -6,14 +6,13 @@ use std::process::Command;
 
 use esker::{Config, ErrorKind, Keyspace, PartitionOptions, Transfer};
 use esker_tests::files::entries;
-use esker_tests::{Seeded, content, fill, open_content};
+use esker_tests::{Seeded, content, fill, open_content, skip};
 
 /// A small filesystem of its own, unmounted on drop.
 pub struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     /// `None`, loudly, where that is not allowed.
-    #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
     pub fn mount(at: &Path, options: &str) -> Option<Self> {
         fs::create_dir(at).unwrap();
         let mount =
@@ -21,7 +20,7 @@ impl Tmpfs {
         match mount {
             Ok(output) if output.status.success() => Some(Self(at.to_path_buf())),
             other => {
-                eprintln!("SKIPPED: cannot mount a tmpfs: {other:?}");
+                skip("a full disk", format!("cannot mount a tmpfs: {other:?}"));
                 None
             }
         }

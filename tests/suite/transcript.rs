@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use esker::{Config, PartitionOptions, Transfer};
-use esker_tests::chaos;
+use esker_tests::{chaos, skip};
 use tempfile::TempDir;
 
 const DIR: &str = "ESKER_TEST_TRANSCRIPT_DIR";
@@ -113,7 +113,7 @@ fn strace_works() -> bool {
     traced.args(["-o", "/dev/null", "true"]).stderr(Stdio::null());
     let works = traced.status().is_ok_and(|status| status.success());
     if !works {
-        eprintln!("SKIPPED: strace is missing or may not trace; no transcript was compared");
+        skip("transcripts", "strace is missing or may not trace");
     }
     works
 }
@@ -368,7 +368,7 @@ fn the_system_calls_of_a_checkpoint_are_those_of_the_golden_transcript() {
     }
     for name in ["checkpoint.txt", "checkpoint-syncfs.txt"] {
         if !compared.contains(name) {
-            eprintln!("SKIPPED: no filesystem here for the transcript {name}");
+            skip(name, "no filesystem here makes checkpoints so");
         }
     }
 }

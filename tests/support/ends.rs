@@ -96,12 +96,14 @@ fn open_below(path: &Path) -> Vec<PathBuf> {
 
 /// Lets the `nth` call of `call` in every thread of a child fail with EIO; `None`, loudly, where
 /// strace is missing or may not trace.
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub fn failing(call: &str, nth: u32) -> Option<impl FnOnce(Command) -> Command> {
     // A child is traced already, and no process has two tracers.
     let probe = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     if !is_child() && !probe.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: strace is missing or may not trace, so no {call} fails: {probe:?}");
+        crate::skip(
+            &format!("a {call} that fails"),
+            format!("strace is missing or may not trace: {probe:?}"),
+        );
         return None;
     }
     let inject = format!("inject={call}:error=EIO:when={nth}");

@@ -10,8 +10,10 @@ pub mod model;
 pub mod mounts;
 pub mod planted;
 pub mod random;
+pub mod skips;
 pub mod store;
 
 pub use files::{crash_image, fingerprint};
 pub use random::Seeded;
+pub use skips::skip;
 pub use store::{Content, Store, content, fill, open_content};

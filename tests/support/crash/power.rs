@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Outcome {
         return Outcome::Skipped { missing: missing.join("; ") };
     }
     for reason in &missing {
-        eprintln!("SKIPPED a part of power: {reason}");
+        crate::skip("a part of power", reason);
     }
     let (mut passed, mut failures) = (0, Vec::new());
     for (at, (kind, disk)) in disks.iter().enumerate() {

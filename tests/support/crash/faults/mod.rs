@@ -16,6 +16,7 @@ mod verdict;
 
 use super::recorder::filesystem;
 use super::{Options, Outcome};
+use crate::skip;
 use exact::Choice;
 
 /// One state in so many is traced.
@@ -41,11 +42,11 @@ pub fn run(options: &Options) -> Outcome {
     match (exact_missing, traced::missing()) {
         (Some(one), Some(other)) => Outcome::Skipped { missing: format!("{one}; {other}") },
         (Some(missing), None) => {
-            eprintln!("SKIPPED exact faults: {missing}");
+            skip("exact faults", missing);
             traced::run(options)
         }
         (None, Some(missing)) => {
-            eprintln!("SKIPPED traced faults: {missing}");
+            skip("traced faults", missing);
             outcome(exact::explore(options, Choice::Drawn("all", options.states), false))
         }
         (None, None) => {

@@ -1,8 +1,8 @@
 //! The crash harness as a command: `crash <layer> --states N --seed S`.
 //!
 //! Each layer ends in a line `N passed, N failed`; a failure prints its seed and the command that
-//! repeats it. The exit code is 0 when nothing failed, 1 when something did, 2 for wrong usage, and 3
-//! when the layer cannot run here (it says what is missing).
+//! repeats it. The exit code is 0 when nothing failed, 1 when something did or nothing was tried, 2 for
+//! wrong usage, and 3 when the layer cannot run here (it says what is missing).
 #![expect(clippy::print_stdout, reason = "the result is what the program is for")]
 
 use std::process::ExitCode;
@@ -31,7 +31,10 @@ fn main() -> ExitCode {
                 println!("FAILED {failure}");
             }
             println!("{passed} passed, {} failed", failures.len());
-            if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if passed == 0 && failures.is_empty() {
+                println!("nothing was tried, which proves nothing");
+            }
+            if passed > 0 && failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Outcome::Skipped { missing } => {
             esker_tests::skip(layer.name, missing);

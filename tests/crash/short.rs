@@ -97,7 +97,8 @@ fn the_judge_refuses_what_is_lost_cut_or_invented() {
     let running = Running::start(work.command()).unwrap();
     let mut said = running.wait(Duration::from_secs(60)).unwrap().said;
     assert!(said.ended && said.failed.is_empty() && said.wrong.is_empty(), "{said:?}");
-    let look = |said: &Said| Story::new(place.path()).look(said, said, Cut::Process);
+    let mut story = Story::new(place.path());
+    let mut look = |said: &Said| story.look(said, said, Cut::Process);
     let seen = look(&said).unwrap();
     assert_eq!((seen.commits, seen.checkpoints), (120, said.checkpoints.len() as u64));
     // It was there, and the judge does not leave it.
@@ -135,4 +136,12 @@ fn the_judge_refuses_what_is_lost_cut_or_invented() {
     drop((one, keyspace));
     let sentence = look(&said).unwrap_err();
     assert!(sentence.contains("nobody wrote this"), "{sentence}");
+
+    // The content is right again; the numbers of three commits stand for nothing.
+    let keyspace = script::config(&script::database(place.path())).open().unwrap();
+    let one = keyspace.open_partition("one").unwrap().unwrap();
+    one.remove("nobody wrote this").unwrap();
+    drop((one, keyspace));
+    let sentence = look(&said).unwrap_err();
+    assert!(sentence.contains("are there"), "{sentence}");
 }

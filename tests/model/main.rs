@@ -5,6 +5,7 @@
 //! `ESKER_ROUNDS` plays so many runs of each set, with seeds one after the other.
 
 use esker_tests::chaos::{Rng, rounds, seed};
+use esker_tests::fuzz::seeds;
 use esker_tests::model::{self, KINDS, SETTINGS};
 
 const OPERATIONS: u64 = 5_000;
@@ -71,6 +72,17 @@ fn there_are_at_least_thirty_kinds_of_operation_and_each_has_a_name_of_its_own()
     let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
     assert_eq!(names.len(), KINDS.len());
     assert!(names.len() >= 30, "{} kinds", names.len());
+}
+
+/// The seeds of the fuzz target `operations`, which only a fuzzer would run otherwise.
+#[test]
+fn every_seed_of_the_fuzzer_keeps_the_model() {
+    let seeds = seeds("operations");
+    assert!(!seeds.is_empty(), "there are no seeds");
+    for (name, bytes) in seeds {
+        println!("{name}: {} bytes", bytes.len());
+        model::fuzz(&bytes);
+    }
 }
 
 #[test]

@@ -14,7 +14,6 @@ mod full_disk;
 mod fuzz;
 mod independence;
 mod iteration;
-mod kill;
 mod neighbours;
 mod options;
 mod readonly;

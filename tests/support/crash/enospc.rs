@@ -9,7 +9,7 @@ use super::judge::{Cut, Story};
 use super::process::Running;
 use super::said::{Failure, Said};
 use super::worker::Work;
-use super::{Options, Outcome};
+use super::{Options, Outcome, story_seed};
 use crate::chaos::{self, Rng};
 use crate::mounts::Mount;
 
@@ -30,7 +30,7 @@ pub fn run(options: &Options) -> Outcome {
     }
     let (mut passed, mut failures, mut refused) = (0, Vec::new(), 0);
     for number in 0..options.states {
-        let seed = options.seed.wrapping_add(number);
+        let seed = story_seed(options.seed, number);
         match explore(seed) {
             Ok(count) => {
                 passed += 1;

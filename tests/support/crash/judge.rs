@@ -50,6 +50,11 @@ pub struct Story {
     complete: bool,
     /// The newest sequence number after the last look, the judge's own writes included.
     seqno: u64,
+    /// So many changes of partitions are there without the commit that has their number: the cut
+    /// hit between the two.
+    numberless: i64,
+    /// So many commits are the judge's own.
+    mine: u64,
     /// The counts whose consequence for `fleeting` was seen or acknowledged.
     shaped: Option<u64>,
 }
@@ -70,6 +75,8 @@ impl Story {
             newest: BTreeMap::new(),
             complete: false,
             seqno: 0,
+            numberless: 0,
+            mine: 0,
             shaped: None,
         }
     }
@@ -105,6 +112,7 @@ impl Story {
         self.check_floor(seqno, &newest, sure, said, cut)?;
         self.check_fleeting(&content, &newest, sure)?;
         check_prefix(seqno, &newest, said)?;
+        let numberless = self.check_numbers(seqno, &newest, &content, said)?;
         let staging = crate::files::entries(&db.join("staging"));
         ensure!(staging.is_empty(), "staging is not empty: {staging:?}");
         let checkpoints = self.look_at_checkpoints(sure, said)?;
@@ -112,7 +120,9 @@ impl Story {
         let commits: u64 = newest.values().map(|count| count + 1).sum();
         self.newest = newest;
         self.complete |= all;
+        self.numberless = numberless;
         self.seqno = if all { self.go_on(keyspace, &content)? } else { seqno };
+        self.mine += self.seqno - seqno;
         if cut == Cut::Machine {
             // The next cut must not undo what the judge removed.
             let dir = std::fs::File::open(&self.dir).map_err(|e| format!("sync: {e}"))?;
@@ -199,7 +209,33 @@ impl Story {
         let newest = judge_content(&content)?;
         let found = opened.seqno();
         ensure!(seqno.is_none_or(|seqno| seqno == found), "commit {found}, not {seqno:?}");
+        self.check_numbers(found, &newest, &content, said)?;
         check_prefix(found, &newest, said)
+    }
+
+    /// Every commit has one number, and every number stands for a commit that is there: nothing is
+    /// lost in between and nothing is invented. A cut can leave one change of partitions without its
+    /// number; returns how many there are by now.
+    fn check_numbers(
+        &self,
+        seqno: u64,
+        newest: &BTreeMap<usize, u64>,
+        content: &Model,
+        said: &Said,
+    ) -> Verdict<i64> {
+        let commits: u64 = newest.values().map(|count| count + 1).sum();
+        let counted = commits + script::changes(newest, content) + self.mine;
+        let numberless = counted as i64 - seqno as i64;
+        // What failed may have happened all the same.
+        let fits = (self.numberless..=self.numberless + 1).contains(&numberless);
+        ensure!(
+            fits || !said.failed.is_empty(),
+            "the newest commit is {seqno}, but {counted} are there: {commits} of {newest:?}, {} of \
+             the judge; {} changes had no number before",
+            self.mine,
+            self.numberless
+        );
+        Ok(numberless)
     }
 
     /// The next life: a write, a clean close, a reopen with the same content.

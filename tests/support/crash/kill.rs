@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::judge::{Cut, Story};
 use super::process::Running;
 use super::worker::Work;
-use super::{Options, Outcome};
+use super::{Options, Outcome, story_seed};
 use crate::chaos::{self, Rng};
 
 /// So many kills hit the same keyspace before a new one is begun.
@@ -22,7 +22,7 @@ pub fn run(options: &Options) -> Outcome {
         let kills = left.min(GENERATIONS);
         left -= kills;
         // A keyspace has a seed of its own: what fails can be repeated without the ones before it.
-        let seed = options.seed.wrapping_add(number);
+        let seed = story_seed(options.seed, number);
         match story(seed, kills) {
             Ok(()) => passed += kills,
             Err((before, sentence)) => {

@@ -7,20 +7,23 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use super::judge::{Cut, Story};
 use super::process::Running;
 use super::said::Said;
 use super::worker::Work;
-use super::{Options, Outcome};
+use super::{Options, Outcome, story_seed};
 use crate::chaos::{self, Rng};
 use crate::mounts::{EXT4, Filesystem, Mount, XFS};
 
 /// So many cuts hit the same keyspace before a new one is begun.
 const GENERATIONS: u64 = 5;
 const OPENING_LIMIT: Duration = Duration::from_secs(30);
+/// Nobody waits longer for the ioctl.
+const SWITCH_LIMIT: Duration = Duration::from_secs(60);
 
 /// _IOR('X', 125, u32) with the flag 2: without writing the filesystem's own journal. A child
 /// process does it, because this workspace has no unsafe code.
@@ -78,7 +81,7 @@ fn cut_often(
     while left > 0 {
         let some = left.min(GENERATIONS);
         left -= some;
-        let seed = seed.wrapping_add(number);
+        let seed = story_seed(seed, number);
         let dir = disk.path().join(format!("work-{number}"));
         number += 1;
         if let Err((before, sentence)) = story(&dir, disk, switch, seed, some) {
@@ -160,7 +163,7 @@ fn cut_and_look(
 struct Switch {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    answers: Receiver<String>,
 }
 
 impl Switch {
@@ -171,7 +174,13 @@ impl Switch {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("python3 for the ioctl: no pipes".into());
         };
-        let mut switch = Self { child, input, output: BufReader::new(output) };
+        let (lines, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut all = BufReader::new(output).lines().map_while(Result::ok);
+            // Nobody listens any more when the switch was given up.
+            while all.next().is_some_and(|line| lines.send(line).is_ok()) {}
+        });
+        let mut switch = Self { child, input, answers };
         switch.expect("ready")?;
         Ok(switch)
     }
@@ -182,9 +191,9 @@ impl Switch {
     }
 
     fn expect(&mut self, word: &str) -> Result<(), String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line).map_err(|e| format!("the ioctl: {e}"))?;
-        if line.trim_end() == word { Ok(()) } else { Err(format!("python3 for the ioctl: {line}")) }
+        let line = self.answers.recv_timeout(SWITCH_LIMIT);
+        let line = line.map_err(|e| format!("python3 for the ioctl: no {word:?}: {e}"))?;
+        if line == word { Ok(()) } else { Err(format!("python3 for the ioctl: {line}")) }
     }
 }
 

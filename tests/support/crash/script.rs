@@ -110,3 +110,20 @@ pub fn fleeting(newest: Option<u64>) -> Entries {
     let first = shaped.map_or(0, |count| count + 1);
     (first..=newest).map(|count| (key(0, count), value(0, count))).collect()
 }
+
+/// How many commits created, cleared and dropped partitions until there is this content.
+pub fn changes(newest: &BTreeMap<usize, u64>, content: &Model) -> u64 {
+    let Some(&last) = newest.get(&0) else { return content.len() as u64 };
+    let numbers = |shape| match shape {
+        Some(Shape::Clear) => 1,
+        Some(Shape::DropAndCreate) => 2,
+        None => 0,
+    };
+    let before: u64 = (0..last).map(|count| numbers(shape_after(count))).sum();
+    let after = match (shape_after(last), content.get(FLEETING)) {
+        (Some(Shape::DropAndCreate), None) => 1,
+        (shape, Some(entries)) if entries.is_empty() => numbers(shape),
+        _ => 0,
+    };
+    NAMES.len() as u64 + 1 + before + after
+}

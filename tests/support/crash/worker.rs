@@ -123,8 +123,12 @@ pub fn run(work: Work) {
 
 fn say(mut output: &File, line: &Line) {
     let text = line.format() + "\n";
-    // A parent that is gone needs no answer.
-    let _ = output.write_vectored(&[IoSlice::new(text.as_bytes())]);
+    while let Err(error) = output.write_vectored(&[IoSlice::new(text.as_bytes())]) {
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            // The parent is gone, and nobody else would end this.
+            std::process::exit(1);
+        }
+    }
 }
 
 struct Worker {

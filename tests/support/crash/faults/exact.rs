@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::program::{self, Program, Ran};
-use super::verdict;
+use super::{Explored, verdict};
 use crate::chaos::{self, Rng};
 use crate::crash::Options;
 use crate::crash::judge::panic_text;
@@ -62,15 +62,6 @@ impl Case<'_> {
         let span = if lasting { "lasting" } else { "once" };
         format!("{}:{}:{index}:{span}", self.ground.name, failure.name)
     }
-}
-
-/// What was found.
-#[derive(Debug, Default)]
-pub(super) struct Explored {
-    pub(super) passed: u64,
-    /// An operation was made to fail.
-    pub(super) reached: u64,
-    pub(super) failures: Vec<String>,
 }
 
 /// Which states, out of all.

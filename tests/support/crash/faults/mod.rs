@@ -28,7 +28,12 @@ pub fn run(options: &Options) -> Outcome {
     let exact_missing = filesystem::missing();
     let chosen = match (&every, &one) {
         (_, Some(name)) if exact::is_exact(name) => Some(Choice::One(name)),
-        (_, Some(_)) => return traced::run(options),
+        (_, Some(_)) => {
+            return match traced::missing() {
+                Some(missing) => Outcome::Skipped { missing },
+                None => outcome(traced::run(options)),
+            };
+        }
         (Some(names), None) => Some(Choice::Every(names)),
         (None, None) => None,
     };
@@ -43,7 +48,7 @@ pub fn run(options: &Options) -> Outcome {
         (Some(one), Some(other)) => Outcome::Skipped { missing: format!("{one}; {other}") },
         (Some(missing), None) => {
             skip("exact faults", missing);
-            traced::run(options)
+            outcome(traced::run(options))
         }
         (None, Some(missing)) => {
             skip("traced faults", missing);
@@ -51,8 +56,9 @@ pub fn run(options: &Options) -> Outcome {
         }
         (None, None) => {
             let exact = Choice::Drawn("all", options.states - traced);
-            let exact = outcome(exact::explore(options, exact, false));
-            exact.and(traced::run(&Options { states: traced, ..*options }))
+            let mut explored = exact::explore(options, exact, false);
+            explored.add(traced::run(&Options { states: traced, ..*options }));
+            outcome(explored)
         }
     }
 }
@@ -61,10 +67,36 @@ pub fn run(options: &Options) -> Outcome {
 pub fn with_silent_syncs(options: &Options) -> Outcome {
     match filesystem::missing() {
         Some(missing) => Outcome::Skipped { missing },
-        None => outcome(exact::explore(options, Choice::Drawn("EIO-sync", options.states), true)),
+        None => {
+            let choice = Choice::Drawn("EIO-sync", options.states);
+            let Explored { passed, failures, .. } = exact::explore(options, choice, true);
+            Outcome::Ran { passed, failures }
+        }
     }
 }
 
-fn outcome(explored: exact::Explored) -> Outcome {
-    Outcome::Ran { passed: explored.passed, failures: explored.failures }
+/// What was found.
+#[derive(Debug, Default)]
+struct Explored {
+    passed: u64,
+    /// An operation was made to fail, in so many of those that passed.
+    reached: u64,
+    failures: Vec<String>,
+}
+
+impl Explored {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.reached += other.reached;
+        self.failures.extend(other.failures);
+    }
+}
+
+fn outcome(explored: Explored) -> Outcome {
+    let Explored { passed, reached, mut failures } = explored;
+    eprintln!("faults: {reached} of {passed} states that passed had an operation made to fail");
+    if reached == 0 && failures.is_empty() {
+        failures.push(format!("none of {passed} states reached its fault: they prove nothing"));
+    }
+    Outcome::Ran { passed, failures }
 }

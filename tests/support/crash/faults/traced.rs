@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::Explored;
 use crate::chaos::{self, Rng};
+use crate::crash::Options;
 use crate::crash::judge::{Cut, Story, panic_text};
 use crate::crash::process::{Finished, Running};
 use crate::crash::said::Failure;
 use crate::crash::worker::{OPEN_MARKER, Work};
-use crate::crash::{Options, Outcome};
 
 /// Every kind of call that the engine makes, and how it can fail. `0` is a call that does nothing.
 const CALLS: &[(&str, &[&str])] = &[
@@ -96,58 +97,42 @@ pub(super) fn missing() -> Option<String> {
 }
 
 /// Explores states.
-pub(super) fn run(options: &Options) -> Outcome {
-    if let Some(missing) = missing() {
-        return Outcome::Skipped { missing };
-    }
+pub(super) fn run(options: &Options) -> Explored {
     let cases = match count_calls(options.seed) {
         Ok(counts) => cases(&counts, options),
-        Err(sentence) => return Outcome::Ran { passed: 0, failures: vec![sentence] },
+        Err(sentence) => return Explored { failures: vec![sentence], ..Explored::default() },
     };
-    let mut outcome = Explored::default();
+    let (mut outcome, mut void) = (Explored::default(), 0);
     let next = Mutex::new(cases.into_iter());
     std::thread::scope(|scope| {
         // A state waits for a disk or for a tracer most of the time.
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| explore_all(&next))).collect();
         for thread in threads {
             match thread.join() {
-                Ok(explored) => outcome.add(explored),
+                Ok((explored, not_loaded)) => {
+                    outcome.add(explored);
+                    void += not_loaded;
+                }
                 Err(panic) => outcome.failures.push(panic_text(&*panic)),
             }
         }
     });
-    let Explored { passed, reached, void, failures } = outcome;
-    eprintln!("faults: {reached} of {passed} states that passed had their call made to fail");
+    let Explored { passed, reached, .. } = outcome;
+    eprintln!(
+        "faults: {reached} of {passed} traced states that passed had their call made to fail"
+    );
     eprintln!("faults: in {void} more states the program could not even be loaded");
-    Outcome::Ran { passed, failures }
+    outcome
 }
 
-#[derive(Default)]
-struct Explored {
-    passed: u64,
-    /// The call was made, and failed.
-    reached: u64,
-    /// The program could not be loaded.
-    void: u64,
-    failures: Vec<String>,
-}
-
-impl Explored {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.reached += other.reached;
-        self.void += other.void;
-        self.failures.extend(other.failures);
-    }
-}
-
-fn explore_all(cases: &Mutex<std::vec::IntoIter<Case>>) -> Explored {
-    let mut explored = Explored::default();
+/// What was found, and in how many states the program could not be loaded.
+fn explore_all(cases: &Mutex<std::vec::IntoIter<Case>>) -> (Explored, u64) {
+    let (mut explored, mut void) = (Explored::default(), 0);
     loop {
         let case = cases.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let Some(case) = case else { return explored };
+        let Some(case) = case else { return (explored, void) };
         match explore(&case) {
-            Ok(None) => explored.void += 1,
+            Ok(None) => void += 1,
             Ok(Some(was_reached)) => {
                 explored.passed += 1;
                 explored.reached += u64::from(was_reached);

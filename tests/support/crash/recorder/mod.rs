@@ -97,9 +97,14 @@ pub fn run(model: Model, options: &Options, mistake: Option<Mistake>) -> Outcome
         }
         let quota = quota.min(options.states - explorer.judged());
         let seed = Rng::new(options.seed ^ ((round as u64) << 32)).bits();
+        let before = explorer.judged();
         match round % rounds {
             at if at % 2 == 0 => explorer.round(&WORKLOADS[at / 2], seed, quota),
             _ => explorer.recovery_round(seed, quota),
+        }
+        if explorer.judged() == before {
+            // It would not do better the next time, and the states would never be reached.
+            explorer.fail("of any kind", seed, &format!("round {round} judged nothing"));
         }
         explorer.tell(began);
     }

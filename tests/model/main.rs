@@ -80,7 +80,7 @@ fn every_seed_of_the_fuzzer_keeps_the_model() {
     let seeds = seeds("operations");
     assert!(!seeds.is_empty(), "there are no seeds");
     for (name, bytes) in seeds {
-        println!("{name}: {} bytes", bytes.len());
+        eprintln!("{name}: {} bytes", bytes.len());
         model::fuzz(&bytes);
     }
 }

@@ -12,7 +12,7 @@ use esker_tests::crash::faults::with_silent_syncs;
 use esker_tests::crash::recorder::disk::{Disk, Luck};
 use esker_tests::crash::recorder::filesystem::{self, Mount};
 use esker_tests::crash::recorder::image::{Image, Op};
-use esker_tests::crash::recorder::injector::{Fault, failure};
+use esker_tests::crash::recorder::injector::{Fault, Kind, failure};
 use esker_tests::crash::{Options, Outcome};
 use esker_tests::skip;
 
@@ -166,6 +166,36 @@ fn a_copy_of_an_unclosed_keyspace_stays_sound_wherever_its_first_open_is_cut_sho
             let content = chaos::content(&config(&copy).open().unwrap()).unwrap();
             assert_eq!(content["one"].len(), 1, "cut before {place}");
         }
+    }
+}
+
+/// A life in which every checkpoint takes a new segment, on a disk that fills up.
+fn live_with_checkpoints(mount: &Mount) {
+    let Ok(keyspace) = config(&mount.path().join("db")).open() else { return };
+    for number in 0..3 {
+        // Whatever fails is not the matter here.
+        let _ = commit(&keyspace, "key", Durability::Buffer);
+        let _ = keyspace.backup_to(mount.path().join(format!("backup-{number}")));
+    }
+}
+
+/// CATALOG lists a new segment and its directory cannot be synced: it may be what the disk has.
+#[test]
+fn a_segment_that_catalog_may_name_is_not_removed_to_be_made_again() {
+    let Some(healthy) = mount(Image::default(), None) else { return };
+    live_with_checkpoints(&healthy);
+    let kinds = healthy.desk().kinds();
+    let syncs = (1..).zip(&kinds).filter(|(_, kind)| **kind == Kind::Fsyncdir);
+    let syncs: Vec<u64> = syncs.map(|(index, _)| index).collect();
+    assert!(syncs.len() > 10, "{kinds:?}");
+    for index in syncs {
+        let fault = Fault { failure: failure("ENOSPC").unwrap(), index, lasting: true };
+        let full = mount(Image::default(), Some(fault)).expect("another mount");
+        live_with_checkpoints(&full);
+        let hit = full.desk().hits().first().cloned();
+        full.desk().heal();
+        let opened = config(&full.path().join("db")).open();
+        assert!(opened.is_ok(), "{opened:?} after {hit:?}");
     }
 }
 

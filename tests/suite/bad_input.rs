@@ -372,3 +372,30 @@ fn a_table_that_claims_more_sections_than_it_has_is_refused() {
     let report = esker::verify(store.path(), esker::VerifyOptions::default()).unwrap();
     assert!(report.problems.iter().any(|problem| problem.path == table), "{report:?}");
 }
+
+/// A merge would ask for as much memory as the count says.
+#[test]
+fn a_table_that_claims_more_blob_files_than_it_lists_is_refused() {
+    let mut store = Store::new();
+    let options = PartitionOptions::default().separate_values_from(Some(8));
+    let partition = store.keyspace().partition("separated", options).unwrap();
+    partition.insert("key", "a value that lies in a blob file").unwrap();
+    drop(partition);
+    store.keyspace().flush().unwrap();
+    store.close();
+    let names = esker_tests::files::names(&store.path()).into_iter();
+    let mut tables = names.filter(|name| name.parent().unwrap().ends_with("tables"));
+    let table = store.path().join(tables.next().expect("a table"));
+    let mut bytes = fs::read(&table).unwrap();
+    let name: &[u8] = b"linked_blob_files";
+    let name_at = bytes.windows(name.len()).rposition(|window| window == name).unwrap();
+    // Before the name: position, length, and the length of the name.
+    let entry = &bytes[name_at - 18..name_at - 10];
+    let position = u64::from_le_bytes(entry.try_into().unwrap()) as usize;
+    assert_eq!(bytes[position..position + 4], [1, 0, 0, 0]);
+    bytes[position + 3] = 0x20;
+    fs::write(&table, bytes).unwrap();
+    let error = store.config().open().unwrap_err();
+    let expected = format!("{} is corrupt at byte {position}", table.display());
+    assert!(error.to_string().contains(&expected), "{error}");
+}

@@ -23,6 +23,9 @@ const FORMAT_VERSION: u8 = 3;
 const LEVELS: u8 = 7;
 const HASH_XXH3: u8 = 0;
 const CURRENT_LEN: usize = 8 + 16 + 1;
+/// The section of a table that lists blob files, and the length of an entry.
+const LINKED_FILES: &[u8] = b"linked_blob_files";
+const LINKED_FILE_LEN: u64 = 4 * 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableEntry {
@@ -242,8 +245,8 @@ fn count_contents(contents: &[u8]) -> Option<()> {
     input.is_empty().then_some(())
 }
 
-/// Checks the table of contents of a table or blob file. lsm-tree allocates what it says before it
-/// looks at its hash.
+/// Checks the table of contents of a table or blob file, and a table's count of the blob files that it
+/// refers to. lsm-tree allocates what they say before it looks at a hash, or at the bytes.
 pub(crate) fn check_archive(path: &Path) -> Result<()> {
     let file = File::open(path).at("open", path)?;
     let len = file.metadata().at("inspect", path)?.len();
@@ -275,8 +278,33 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
             format!("{found:032x}"),
         ));
     }
-    let whole = count_contents(&contents);
-    whole.ok_or_else(|| Error::corrupt(path, Some(position), "the table of contents is not whole"))
+    if count_contents(&contents).is_none() {
+        return odd(position, "the table of contents is not whole");
+    }
+    let Some((at, len)) = find_section(&contents, LINKED_FILES) else { return Ok(()) };
+    let mut count = [0; 4];
+    if at.checked_add(len).is_none_or(|end| end > position) || len < count.len() as u64 {
+        return odd(at, "the list of blob files is cut short");
+    }
+    file.read_exact_at(&mut count, at).at("read", path)?;
+    let listed = u64::from(u32::from_le_bytes(count)) * LINKED_FILE_LEN;
+    if listed != len - count.len() as u64 {
+        return odd(at, "the list of blob files has another length than it says");
+    }
+    Ok(())
+}
+
+/// Position and length of a section, by the table of contents, which is whole.
+fn find_section(contents: &[u8], wanted: &[u8]) -> Option<(u64, u64)> {
+    let mut input = Take::new(contents.get(4..)?);
+    for _ in 0..input.u32().ok()? {
+        let (position, len) = (input.u64().ok()?, input.u64().ok()?);
+        let name_len = input.u16().ok()?;
+        if input.bytes(name_len.into()).ok()? == wanted {
+            return Some((position, len));
+        }
+    }
+    None
 }
 
 /// Reads `current` and the manifest it names, and refuses them when they do not match.

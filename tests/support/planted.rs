@@ -305,7 +305,11 @@ fn last_line(text: &str) -> String {
 /// Runs one portion in this process. The result is the last line on standard error.
 pub fn run_portion(layer: &Layer, options: &Options) -> std::process::ExitCode {
     match (layer.run)(options) {
-        Outcome::Ran { failures, .. } => match failures.first() {
+        Outcome::Ran { passed, failures } => match failures.first() {
+            None if passed == 0 => {
+                eprintln!("{}: nothing was tried", layer.name);
+                std::process::ExitCode::from(3)
+            }
             None => std::process::ExitCode::SUCCESS,
             Some(first) => {
                 eprintln!("{}", first.replace('\n', " "));

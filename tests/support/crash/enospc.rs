@@ -61,11 +61,8 @@ fn explore(seed: u64) -> Result<u64, String> {
         patience: Duration::from_secs(60),
         tidy: true,
     };
-    let mut running = Running::start(work.command()).map_err(|e| format!("start: {e}"))?;
     // Now and then the disk is full before the keyspace is there.
-    if !rng.one_in(5) {
-        running.wait_until(LIMIT, |said| said.ready);
-    }
+    let mut running = Running::start_for_disturbance(&work, &mut rng)?;
     for _ in 0..1 + rng.below(TIMES) {
         fill_and_free(&disk, &mut running, &mut rng)?;
         if disk.free() < ROOM {

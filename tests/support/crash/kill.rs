@@ -12,7 +12,6 @@ use crate::chaos::{self, Rng};
 const GENERATIONS: u64 = 5;
 /// One keyspace in so many is on a disk, the others are in memory.
 const ON_DISK: u64 = 3;
-const OPENING_LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run(options: &Options) -> Outcome {
     let (mut passed, mut failures) = (0, Vec::new());
@@ -61,11 +60,7 @@ fn run_and_kill(dir: &std::path::Path, rng: &mut Rng, story: &mut Story) -> Resu
         patience: Duration::ZERO,
         tidy: false,
     };
-    let mut running = Running::start(work.command()).map_err(|e| format!("start: {e}"))?;
-    // Mostly in the middle of the work, sometimes while it still opens the keyspace.
-    if !rng.one_in(5) {
-        running.wait_until(OPENING_LIMIT, |said| said.ready);
-    }
+    let mut running = Running::start_for_disturbance(&work, rng)?;
     std::thread::sleep(Duration::from_micros(rng.below(150_000)));
     let early = !running.is_alive();
     let finished = running.kill().map_err(|e| format!("kill: {e}"))?;

@@ -21,7 +21,6 @@ use crate::mounts::{EXT4, Filesystem, Mount, XFS};
 
 /// So many cuts hit the same keyspace before a new one is begun.
 const GENERATIONS: u64 = 5;
-const OPENING_LIMIT: Duration = Duration::from_secs(30);
 /// Nobody waits longer for the ioctl.
 const SWITCH_LIMIT: Duration = Duration::from_secs(60);
 
@@ -138,10 +137,7 @@ fn cut_and_look(
         patience: Duration::ZERO,
         tidy: false,
     };
-    let mut running = Running::start(work.command()).map_err(|e| format!("start: {e}"))?;
-    if !rng.one_in(5) {
-        running.wait_until(OPENING_LIMIT, |said| said.ready);
-    }
+    let mut running = Running::start_for_disturbance(&work, rng)?;
     std::thread::sleep(Duration::from_micros(rng.below(200_000)));
     let early = !running.is_alive();
     let sure = running.said();

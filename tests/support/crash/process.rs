@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::said::Said;
+use super::worker::Work;
+use crate::chaos::Rng;
 
+/// Longest wait for a worker that opens.
+const OPENING_LIMIT: Duration = Duration::from_secs(30);
 /// How often the parent looks.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -33,6 +37,16 @@ pub struct Finished {
 }
 
 impl Running {
+    /// Starts a worker to be disturbed: mostly it has opened the keyspace when this returns, and one
+    /// time in five not yet.
+    pub fn start_for_disturbance(work: &Work, rng: &mut Rng) -> Result<Self, String> {
+        let mut running = Self::start(work.command()).map_err(|e| format!("start: {e}"))?;
+        if !rng.one_in(5) {
+            running.wait_until(OPENING_LIMIT, |said| said.ready);
+        }
+        Ok(running)
+    }
+
     /// Starts the command as the leader of a process group, so that a tracer dies with its tracee.
     pub fn start(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,4 @@
-//! Directories that earlier versions wrote (`tests/fixtures/v<format version>`) still open, verify
+//! Directories that earlier versions wrote (`tests/fixtures/v<set>`) still open, verify
 //! and go on; and this version writes the format of the newest of them.
 //!
 //! Each is an archive, `<name>.txt`, and what must be in it, `<name>.content`. They are written by
@@ -19,7 +19,7 @@ use esker_tests::files::{names, segments};
 use esker_tests::store::{Entries, content, entries};
 use xxhash_rust::xxh3::xxh3_128;
 
-const NEWEST: u32 = 1;
+const NEWEST: u32 = 2;
 /// Values above this stand in the content as their length and hash.
 const SHOWN_BYTES_MAX: usize = 80;
 
@@ -255,7 +255,7 @@ fn formats(root: &Path) -> BTreeSet<(String, String)> {
         let (kind, len) = match (parent, file) {
             (_, "CATALOG") => ("CATALOG", 12),
             (_, "CHECKPOINT") => ("CHECKPOINT", "ESKER-CHECKPOINT 1 ".len()),
-            (_, "LOCK") => ("LOCK", 0),
+            (_, "LOCK") => ("LOCK", 12),
             (_, "current") => ("current", 0),
             (Some("journal"), _) => ("journal", 16),
             (Some("tables"), _) => ("table", 5),

@@ -12,6 +12,7 @@ mod filesystems;
 mod fixtures;
 mod full_disk;
 mod fuzz;
+mod identity;
 mod independence;
 mod iteration;
 mod neighbours;

@@ -28,6 +28,7 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
         PayloadHashSkipped
         | ChainNotChecked
         | IdentityNotChecked
+        | OwnerNotChecked
         | RotTakenForTornTail
         | ShortJournalAccepted
         | CatalogChecksumSkipped

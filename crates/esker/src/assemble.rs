@@ -20,6 +20,7 @@ use crate::catalog::{Catalog, Origin};
 use crate::error::{Error, IoContext, Result};
 use crate::files;
 use crate::listing::{CheckpointHead, FileRecord, How, Tally, encode_checkpoint};
+use crate::lock;
 use crate::manifest::{self, Version};
 use crate::planted::{Bug, unless};
 use crate::progress::Progress;
@@ -412,6 +413,9 @@ impl Built {
         catalog: &Catalog,
         head: &CheckpointHead,
     ) -> std::result::Result<Tally, Unsealed> {
+        let path = files::lock(dir);
+        files::write_new(&path, &lock::encode(catalog.uuid))?;
+        self.to_sync.push(path);
         let (path, bytes) = (files::catalog(dir), catalog.encode());
         files::write_new(&path, &bytes)?;
         self.records.push(written(dir, &path, &bytes));

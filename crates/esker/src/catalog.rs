@@ -18,7 +18,9 @@ use crate::planted::{Bug, is_planted};
 
 const MAGIC: &[u8; 8] = b"ESKRCAT\0";
 /// The newest CATALOG this build reads and the one it writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// From this version on floors have the hash of the manifest.
+const WITH_MANIFESTS: u32 = 2;
 const CHECKSUM_LEN: usize = 16;
 const HEADER_LEN: usize = 16;
 const _: () = assert!(HEADER_LEN == MAGIC.len() + 4 + 4);
@@ -36,6 +38,9 @@ pub(crate) struct Origin {
 pub(crate) struct Floor {
     /// The version id that `current` must at least name.
     pub(crate) version: u64,
+    /// xxh3-128 of that version's manifest, where it is known: a tree that branched off has other
+    /// versions of the same numbers.
+    pub(crate) manifest: Option<u128>,
     /// Every commit up to this one is in tables (or was cleared): replay skips it.
     pub(crate) flushed_upto: u64,
 }
@@ -100,6 +105,11 @@ impl Catalog {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
+        self.encode_as(FORMAT_VERSION)
+    }
+
+    /// As it was, or is, written in a format version.
+    pub(crate) fn encode_as(&self, format: u32) -> Vec<u8> {
         let mut body = Vec::new();
         body.put_u128(self.uuid);
         body.put_u128(self.timeline);
@@ -126,11 +136,14 @@ impl Catalog {
             body.put(entry.name.as_bytes());
             entry.options.encode(&mut body);
             body.put_u64(entry.floor.version);
+            if format >= WITH_MANIFESTS {
+                body.put_u128(entry.floor.manifest.unwrap_or(0));
+            }
             body.put_u64(entry.floor.flushed_upto);
         }
         let mut bytes = Vec::with_capacity(HEADER_LEN + body.len() + CHECKSUM_LEN);
         bytes.put(MAGIC);
-        bytes.put_u32(FORMAT_VERSION);
+        bytes.put_u32(format);
         bytes.put_u32(body.len() as u32);
         bytes.put(&body);
         let checksum = xxh3_128(&bytes);
@@ -174,12 +187,15 @@ impl Catalog {
         if body_len != header.remaining() {
             return Err(corrupt(MAGIC.len() + 4, "the length does not match the file"));
         }
-        Self::decode_body(&mut header)
+        Self::decode_body(&mut header, version)
             .map_err(truncated)?
             .ok_or_else(|| corrupt(HEADER_LEN, "a field holds a value that is never written"))
     }
 
-    fn decode_body(input: &mut Take<'_>) -> std::result::Result<Option<Self>, Truncated> {
+    fn decode_body(
+        input: &mut Take<'_>,
+        format: u32,
+    ) -> std::result::Result<Option<Self>, Truncated> {
         let (uuid, timeline) = (input.u128()?, input.u128()?);
         let flags = input.u8()?;
         let nowhere = Origin { uuid: 0, timeline: 0, seqno: 0 };
@@ -210,7 +226,10 @@ impl Catalog {
                 return Ok(None);
             };
             let Some(options) = PartitionOptions::decode(input)? else { return Ok(None) };
-            let floor = Floor { version: input.u64()?, flushed_upto: input.u64()? };
+            let version = input.u64()?;
+            let manifest = if format < WITH_MANIFESTS { 0 } else { input.u128()? };
+            let manifest = (manifest != 0).then_some(manifest);
+            let floor = Floor { version, manifest, flushed_upto: input.u64()? };
             let in_order = catalog.partitions.last().is_none_or(|last| last.id < id);
             let unique = trees.insert(tree) && names.insert(name.clone());
             if id >= catalog.next_partition || tree >= catalog.next_tree || !in_order || !unique {
@@ -256,7 +275,7 @@ pub(crate) mod tests {
                 tree: 5,
                 name: "users".into(),
                 options: PartitionOptions::default(),
-                floor: Floor { version: 3, flushed_upto: 70 },
+                floor: Floor { version: 3, manifest: Some(12), flushed_upto: 70 },
             },
             PartitionEntry {
                 id: 3,
@@ -275,6 +294,14 @@ pub(crate) mod tests {
         for catalog in [Catalog::new(1, 2), example()] {
             assert_eq!(Catalog::decode(&catalog.encode(), path).unwrap(), catalog);
         }
+    }
+
+    #[test]
+    fn a_catalog_of_the_first_format_is_read_without_hashes() {
+        let mut catalog = example();
+        let read = Catalog::decode(&catalog.encode_as(1), Path::new("CATALOG")).unwrap();
+        catalog.partitions[0].floor.manifest = None;
+        assert_eq!(read, catalog);
     }
 
     #[test]
@@ -307,11 +334,11 @@ pub(crate) mod tests {
     #[test]
     fn a_newer_format_is_named_as_such() {
         let mut bytes = example().encode();
-        bytes[8] = 2;
+        bytes[8] = 3;
         let end = bytes.len() - CHECKSUM_LEN;
         let checksum = xxh3_128(&bytes[..end]);
         bytes[end..].copy_from_slice(&checksum.to_le_bytes());
         let error = Catalog::decode(&bytes, Path::new("CATALOG")).unwrap_err();
-        assert!(matches!(error, Error::UnsupportedFormat { found: 2, supported: 1, .. }));
+        assert!(matches!(error, Error::UnsupportedFormat { found: 3, supported: 2, .. }));
     }
 }

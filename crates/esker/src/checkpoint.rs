@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::assemble::{
     self, Built, Plan, PlannedSegment, PlannedTree, Unfinished, Unsealed, branch, check_target,
@@ -301,6 +302,10 @@ impl<'a> CheckpointBuilder<'a> {
             ..branch(&stored, frozen.seqno)
         };
         catalog.partitions = wanted.iter().map(|entry| catalog_entry(entry)).collect();
+        for (entry, tree) in catalog.partitions.iter_mut().zip(&trees) {
+            // That of the manifest which is placed.
+            entry.floor.manifest = Some(xxh3_128(&tree.manifest));
+        }
         assert!(
             is_planted(Bug::ActiveSegmentLinked) || segments.iter().all(|s| s.sealed),
             "a checkpoint links sealed segments only"

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags};
+use rustix::fs::{FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
@@ -32,7 +32,7 @@ const SEGMENT_DIGITS: usize = 20;
 
 const COPY_BUFFER_BYTES: usize = 1 << 20;
 const DIRECTORY_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
+pub(crate) const FILE_MODE: u32 = 0o600;
 
 pub(crate) fn lock(root: &Path) -> PathBuf {
     root.join(LOCK)
@@ -394,90 +394,6 @@ pub(crate) fn publish(unfinished: &Path, target: &Path) -> Result<()> {
     unless(Bug::PublishedNameNotSynced, || sync_dir(parent(target)))
 }
 
-/// Who may have the keyspace open at the same time.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Exclusive,
-    Shared,
-}
-
-/// The lock of a keyspace, held while this lives.
-///
-/// Both the LOCK file and the directory itself are locked: someone who removes the LOCK file of an
-/// open keyspace does not thereby get a second open.
-#[derive(Debug)]
-pub(crate) struct KeyspaceLock {
-    directory: File,
-    file: Option<File>,
-}
-
-impl Drop for KeyspaceLock {
-    /// Closing the descriptors is not enough: a process that another thread is just starting holds
-    /// copies of them until its exec.
-    fn drop(&mut self) {
-        for file in [Some(&self.directory), self.file.as_ref()].into_iter().flatten() {
-            // What cannot be unlocked was not locked, or is when the descriptor is closed.
-            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
-        }
-    }
-}
-
-impl KeyspaceLock {
-    /// Locks, or says at once that somebody else does.
-    pub(crate) fn acquire(root: &Path, access: Access) -> Result<Self> {
-        let directory = File::open(root).at("open", root)?;
-        flock(&directory, access, root)?;
-        let path = lock(root);
-        let file = match access {
-            Access::Exclusive => Some(
-                OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(FILE_MODE)
-                    .open(&path)
-                    .at("open", &path)?,
-            ),
-            // A reader changes nothing, so it does not create the file either.
-            Access::Shared => File::open(&path).ok(),
-        };
-        if let Some(file) = &file {
-            flock(file, access, root)?;
-        }
-        Ok(Self { directory, file })
-    }
-
-    /// Locks the directory alone, exclusively, without creating anything in it.
-    pub(crate) fn acquire_untouched(root: &Path) -> Result<Self> {
-        let directory = File::open(root).at("open", root)?;
-        flock(&directory, Access::Exclusive, root)?;
-        let file = File::open(lock(root)).ok();
-        if let Some(file) = &file {
-            flock(file, Access::Exclusive, root)?;
-        }
-        Ok(Self { directory, file })
-    }
-}
-
-fn flock(file: &File, access: Access, root: &Path) -> Result<()> {
-    let operation = match access {
-        Access::Exclusive => FlockOperation::NonBlockingLockExclusive,
-        Access::Shared => FlockOperation::NonBlockingLockShared,
-    };
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(Error::Locked { path: root.to_path_buf() }),
-        // Some network filesystems cannot lock a directory; the LOCK file still is.
-        Err(Errno::BADF | Errno::OPNOTSUPP | Errno::INVAL) if is_open_dir(file) => Ok(()),
-        Err(errno) => Err(Error::io("lock", root, errno.into())),
-    }
-}
-
-fn is_open_dir(file: &File) -> bool {
-    file.metadata().is_ok_and(|m| m.is_dir())
-}
-
 /// A number nobody else draws: for names of unfinished directories, uuids and timelines.
 pub(crate) fn random_u128() -> u128 {
     use std::hash::{BuildHasher, RandomState};
@@ -532,14 +448,5 @@ mod tests {
         renew(&path, bytes.len() as u64 - 5).unwrap();
         assert_eq!(fs::read(&path).unwrap(), bytes[..bytes.len() - 5]);
         assert_eq!(fs::read(&second_name).unwrap(), bytes, "the inode is somebody else's, too");
-    }
-
-    #[test]
-    fn removing_the_lock_file_does_not_unlock() {
-        let dir = tempfile::tempdir().unwrap();
-        let _held = KeyspaceLock::acquire(dir.path(), Access::Exclusive).unwrap();
-        fs::remove_file(lock(dir.path())).unwrap();
-        let second = KeyspaceLock::acquire(dir.path(), Access::Exclusive);
-        assert!(matches!(second, Err(Error::Locked { .. })));
     }
 }

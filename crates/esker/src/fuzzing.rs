@@ -121,9 +121,11 @@ pub fn payload_again<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Vec<u
     out
 }
 
-/// Decodes a CATALOG and encodes it again.
+/// Decodes a CATALOG and encodes it again, in the format that it has.
 pub fn catalog_again(bytes: &[u8]) -> Result<Vec<u8>> {
-    Ok(Catalog::decode(bytes, Path::new("CATALOG"))?.encode())
+    let catalog = Catalog::decode(bytes, Path::new("CATALOG"))?;
+    let format = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+    Ok(catalog.encode_as(format))
 }
 
 /// Decodes a CHECKPOINT file and encodes it again.

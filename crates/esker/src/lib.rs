@@ -51,6 +51,7 @@ mod jobs;
 mod journal;
 mod keyspace;
 mod listing;
+mod lock;
 mod manifest;
 mod memory;
 mod options;

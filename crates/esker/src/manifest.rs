@@ -59,6 +59,8 @@ pub(crate) struct Checked {
     pub(crate) version: Version,
     pub(crate) manifest: Vec<u8>,
     pub(crate) current: Vec<u8>,
+    /// xxh3-128 of the manifest.
+    pub(crate) hash: u128,
 }
 
 impl Version {
@@ -322,5 +324,5 @@ pub(crate) fn check(tree: &Path) -> Result<Checked> {
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     let version = Version::check(&manifest, id, expected, &path)?;
-    Ok(Checked { version, manifest, current })
+    Ok(Checked { version, manifest, current, hash: expected })
 }

@@ -13,8 +13,8 @@ use parking_lot::RwLock;
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::files::KeyspaceLock;
 use crate::keyspace::{Keyspace, Shared};
+use crate::lock::KeyspaceLock;
 use crate::options::PartitionOptions;
 use crate::tree::{RawIter, Slice, Tree};
 

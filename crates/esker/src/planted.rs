@@ -81,6 +81,8 @@ bugs! {
     ChainNotChecked,
     /// A segment's uuid, timeline and number are not looked at.
     IdentityNotChecked,
+    /// LOCK of another keyspace is accepted.
+    OwnerNotChecked,
     /// Whole frames behind a broken one prove nothing.
     RotTakenForTornTail,
     /// A torn tail is taken for damage.

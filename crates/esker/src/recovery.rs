@@ -17,10 +17,11 @@ use crate::catalog::{Catalog, Origin};
 use crate::commit::now_ms;
 use crate::config::Config;
 use crate::error::{Error, IoContext, Result};
-use crate::files::{self, Access, KeyspaceLock};
+use crate::files;
 use crate::journal::format::Identity;
 use crate::journal::reader::{self, Scan, Tail};
 use crate::journal::writer::Journal;
+use crate::lock::{Access, KeyspaceLock};
 use crate::manifest::Checked;
 use crate::planted::{Bug, is_planted, unless};
 use crate::replay::Replay;
@@ -57,16 +58,17 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     let lock = KeyspaceLock::acquire(root, Access::Exclusive)?;
     // Somebody may have created it between the first look and the lock.
     match kind_of(root)? {
-        Kind::Fresh => create(root)?,
+        Kind::Fresh => create(root, &lock)?,
         // The sync of a creation may have failed, or not been reached: nothing may become durable
         // in a directory that would be no keyspace without CATALOG's name.
         Kind::Keyspace => files::sync_dir(root)?,
     }
-    let mut catalog = Catalog::load(root)?;
+    let mut catalog = load_catalog(root)?;
     for entry in &catalog.partitions {
         survey_tree(root, &catalog, entry)?;
     }
     let (scans, plan) = plan_journal(root, &catalog)?;
+    lock.name(root, Some(catalog.uuid))?;
     remove_leftovers(root, &catalog)?;
     let was_clean = catalog.clean;
     if catalog.fork_on_open && !plan.replay.is_empty() {
@@ -187,7 +189,9 @@ fn sync_everything(root: &Path) -> Result<()> {
 }
 
 /// Can be repeated after a crash at any point: CATALOG comes last.
-fn create(root: &Path) -> Result<()> {
+fn create(root: &Path, lock: &KeyspaceLock) -> Result<()> {
+    // Whose it was before is gone.
+    lock.name(root, None)?;
     for dir in [files::journal(root), files::partitions(root), files::staging(root)] {
         files::create_dir(&dir)?;
     }

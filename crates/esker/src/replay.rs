@@ -214,8 +214,10 @@ impl<'a> Replay<'a> {
             let in_memory = target.tree.account().active() > 0;
             let flushed_upto =
                 if in_memory { target.upto } else { plan.last_seqno.max(target.upto) };
-            versions.put(&target.core, &target.tree, flushed_upto);
-            let floor = Floor { version: target.tree.version().id, flushed_upto };
+            let installed = target.tree.installed();
+            let (version, manifest) = (installed.version.id, installed.manifest);
+            let floor = Floor { version, manifest, flushed_upto };
+            versions.put(&target.core, &target.tree, installed, flushed_upto);
             catalog.partitions.push(PartitionEntry {
                 id,
                 tree: target.tree.id,

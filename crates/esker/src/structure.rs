@@ -75,9 +75,10 @@ impl Shared {
     /// Makes a created partition part of the history.
     fn register(&self, core: &Arc<PartitionCore>, tree: Arc<Tree>) -> Result<()> {
         let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
+        let installed = tree.installed();
         self.committer.between(move |turn| {
             let seqno = turn.log(&items::create(core.id, &core.name), core.id)?;
-            versions.put(&core, &tree, seqno);
+            versions.put(&core, &tree, installed, seqno);
             Ok(())
         })
     }
@@ -113,12 +114,12 @@ impl Shared {
         let old = core.tree();
         let logged = {
             let (core, versions) = (Arc::clone(core), Arc::clone(&self.versions));
-            let tree = Arc::clone(&tree);
+            let (tree, installed) = (Arc::clone(&tree), tree.installed());
             self.committer.between(move |turn| {
                 core.check_alive()?;
                 let seqno = turn.log(&items::clear(core.id), core.id)?;
                 core.begin_generation(seqno, Arc::clone(&tree));
-                versions.put(&core, &tree, seqno);
+                versions.put(&core, &tree, installed, seqno);
                 old.account().close();
                 Ok(())
             })
@@ -197,6 +198,6 @@ pub(crate) fn catalog_entry(entry: &Entry) -> PartitionEntry {
         tree: entry.tree.id,
         name: entry.core.name.clone(),
         options: entry.core.options.clone(),
-        floor: Floor { version, flushed_upto: entry.flushed_upto },
+        floor: Floor { version, manifest: entry.manifest, flushed_upto: entry.flushed_upto },
     }
 }

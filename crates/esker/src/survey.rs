@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::journal::format::{Identity, SEGMENT_HEADER_LEN};
 use crate::journal::reader::{self, Scan, Tail};
+use crate::lock;
 use crate::manifest::{self, Checked};
 use crate::planted::{Bug, is_planted};
 
@@ -51,10 +52,14 @@ pub(crate) fn kind_of(root: &Path) -> Result<Kind> {
     Ok(Kind::Fresh)
 }
 
-/// The catalog of an existing keyspace; a clear answer for anything else.
+/// The catalog of an existing keyspace that is its own; a clear answer for anything else.
 pub(crate) fn load_catalog(root: &Path) -> Result<Catalog> {
     match kind_of(root)? {
-        Kind::Keyspace => Catalog::load(root),
+        Kind::Keyspace => {
+            let catalog = Catalog::load(root)?;
+            lock::check_owner(root, catalog.uuid)?;
+            Ok(catalog)
+        }
         Kind::Fresh => {
             let reason =
                 if files::exists(root)? { "it has no CATALOG" } else { "it does not exist" };
@@ -81,6 +86,16 @@ pub(crate) fn survey_tree(
             "it names an older version than the partition is known to have had",
             format!("v{} or later", entry.floor.version),
             format!("v{}", checked.version.id),
+        ));
+    }
+    let known = entry.floor.manifest.filter(|_| checked.version.id == entry.floor.version);
+    if known.is_some_and(|known| known != checked.hash) && !is_planted(Bug::FloorNotChecked) {
+        return Err(Error::corrupt_because(
+            &files::current(&dir),
+            Some(8),
+            "it is of another history: its manifest is not the one that the partition had",
+            format!("{:032x}", known.unwrap_or_default()),
+            format!("{:032x}", checked.hash),
         ));
     }
     if catalog.clean && checked.version.id > entry.floor.version {

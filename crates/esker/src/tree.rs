@@ -40,7 +40,7 @@ use calls::{guarded, wrap};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::manifest::{BlobEntry, TableEntry, Version};
+use crate::manifest::{self, BlobEntry, TableEntry, Version};
 use crate::memory::{Account, WriteBuffer, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
 use crate::planted::{Bug, is_planted};
@@ -104,6 +104,13 @@ impl PinnedVersion {
     pub(crate) fn files(&self) -> Version {
         (self.list)()
     }
+}
+
+/// What a tree has installed: a version, and the hash of its manifest, unless a newer one has
+/// replaced it meanwhile.
+pub(crate) struct Installed {
+    pub(crate) version: PinnedVersion,
+    pub(crate) manifest: Option<u128>,
 }
 
 pub(crate) struct Tree {
@@ -240,6 +247,16 @@ impl Tree {
             }
         };
         PinnedVersion { id, list: Box::new(list) }
+    }
+
+    /// The newest version, pinned, and the hash of its manifest.
+    pub(crate) fn installed(&self) -> Installed {
+        let version = self.version();
+        // A manifest whose hash cannot be read now is not compared at the next open, and that is all.
+        let current = files::read(&files::current(&self.dir)).ok();
+        let named = current.and_then(|bytes| manifest::decode_current(&bytes, &self.dir).ok());
+        let manifest = named.filter(|(id, _)| *id == version.id).map(|(_, hash)| hash);
+        Installed { version, manifest }
     }
 
     pub(crate) fn highest_persisted_seqno(&self) -> Option<u64> {

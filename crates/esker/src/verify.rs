@@ -15,9 +15,10 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::catalog::{Catalog, PartitionEntry};
 use crate::error::{Corruption, Error, IoContext, Result};
-use crate::files::{self, Access, KeyspaceLock};
+use crate::files;
 use crate::journal::reader::Tail;
 use crate::listing;
+use crate::lock::{self, Access, KeyspaceLock};
 use crate::planted::{Bug, is_planted};
 use crate::progress::{Phase, Progress};
 use crate::survey;
@@ -223,6 +224,7 @@ impl<'a> Examination<'a> {
         self.report.files += 1;
         self.count_bytes(&files::catalog(self.root));
         let Some(catalog) = self.note(loaded)? else { return Ok(()) };
+        self.note(lock::check_owner(self.root, catalog.uuid))?;
         self.report.clean = catalog.clean;
         self.report.seqno = catalog.last_seqno;
         let mut names: Vec<_> = catalog.partitions.iter().map(|p| p.name.clone()).collect();

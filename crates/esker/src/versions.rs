@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::partition::PartitionCore;
-use crate::tree::{PinnedVersion, Tree};
+use crate::tree::{Installed, PinnedVersion, Tree};
 
 /// One live partition as a checkpoint would take it.
 #[derive(Clone)]
@@ -20,6 +20,8 @@ pub(crate) struct Entry {
     /// Held as well: a dropped tree removes its directory.
     pub(crate) tree: Arc<Tree>,
     pub(crate) version: Arc<PinnedVersion>,
+    /// xxh3-128 of the version's manifest on disk, where it is known.
+    pub(crate) manifest: Option<u128>,
     /// Every commit up to this one is in the version (or was cleared).
     pub(crate) flushed_upto: u64,
 }
@@ -52,11 +54,18 @@ impl Versions {
     }
 
     /// Adds a partition, or moves it to a new tree. Inside the commit queue only.
-    pub(crate) fn put(&self, core: &Arc<PartitionCore>, tree: &Arc<Tree>, flushed_upto: u64) {
+    pub(crate) fn put(
+        &self,
+        core: &Arc<PartitionCore>,
+        tree: &Arc<Tree>,
+        installed: Installed,
+        flushed_upto: u64,
+    ) {
         let entry = Entry {
             core: Arc::clone(core),
             tree: Arc::clone(tree),
-            version: Arc::new(tree.version()),
+            version: Arc::new(installed.version),
+            manifest: installed.manifest,
             flushed_upto,
         };
         self.update(|map| {
@@ -73,7 +82,7 @@ impl Versions {
 
     /// Takes note of what `tree` has installed; `flushed_upto` if a flush did it.
     pub(crate) fn refresh(&self, core: &PartitionCore, tree: &Tree, flushed_upto: Option<u64>) {
-        let version = tree.version();
+        let Installed { version, manifest } = tree.installed();
         self.update(|map| {
             let Some(entry) = map.get_mut(&core.id) else { return };
             // A clear may have moved the partition to another tree meanwhile.
@@ -83,6 +92,7 @@ impl Versions {
             let mut renewed = Entry::clone(entry);
             if version.id > renewed.version.id {
                 renewed.version = Arc::new(version);
+                renewed.manifest = manifest;
             }
             renewed.flushed_upto = renewed.flushed_upto.max(flushed_upto.unwrap_or(0));
             *entry = Arc::new(renewed);

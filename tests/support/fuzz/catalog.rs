@@ -14,12 +14,13 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The same content with a frame that fits it.
+/// The same content with a frame that fits it, in one of the two formats.
 fn repaired(data: &[u8]) -> Vec<u8> {
     let mut bytes = data.to_vec();
     let end = bytes.len() - CHECKSUM_LEN;
     bytes[..8].copy_from_slice(b"ESKRCAT\0");
-    bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+    let format = 2 - u32::from(data[8] & 1);
+    bytes[8..12].copy_from_slice(&format.to_le_bytes());
     bytes[12..16].copy_from_slice(&((end - HEADER_LEN) as u32).to_le_bytes());
     let checksum = xxh3_128(&bytes[..end]);
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());

@@ -180,16 +180,16 @@ fn draw(image: &Image, kind: Kind, rng: &mut Rng) -> Option<Damage> {
 /// A class first, then a file of it; or any file at all.
 fn any_file(image: &Image, rng: &mut Rng) -> PathBuf {
     use Class::{Blob, Catalog, Checkpoint, Current, Lock, Manifest, Segment, Stray, Table};
-    const USUAL: [Class; 7] = [Catalog, Current, Manifest, Checkpoint, Segment, Table, Blob];
+    const USUAL: [Class; 8] = [Catalog, Current, Manifest, Checkpoint, Segment, Table, Blob, Lock];
     let pick = |names: Vec<&PathBuf>, rng: &mut Rng| {
         let at = rng.below(names.len().max(1) as u64) as usize;
         names.get(at).map(|name| (*name).clone())
     };
     loop {
         let names = match rng.below(50) {
-            0 => image.all([Lock, Stray][rng.below(2) as usize]),
+            0 => image.all(Stray),
             1..15 => image.files.keys().collect(),
-            _ => image.all(USUAL[rng.below(7) as usize]),
+            _ => image.all(USUAL[rng.below(USUAL.len() as u64) as usize]),
         };
         if let Some(name) = pick(names, rng) {
             return name;

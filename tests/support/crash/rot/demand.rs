@@ -1,7 +1,7 @@
 //! What must follow from a damage: what `verify` has to name, and what an open may show.
 //!
 //! Undetectable by nature, and therefore not demanded:
-//! - LOCK has no bytes, and files that nothing names mean nothing.
+//! - A LOCK that is damaged names nobody, and files that nothing names mean nothing.
 //! - The last frames of the active segment with nothing behind them that says they were durable:
 //!   damage there is reported, but as a torn tail, and the commits from there on are gone. With
 //!   nothing but zeros from the end of a frame on, the segment looks as if it was never written
@@ -67,11 +67,12 @@ impl Demand {
         };
         for (name, bytes) in &damage.files {
             match image.class(name) {
-                Class::Lock | Class::Stray | Class::Segment => {}
+                Class::Lock => demand.must_report |= damage.kind == Kind::Foreign,
+                Class::Stray | Class::Segment => {}
                 Class::Catalog if matches!(damage.kind, Kind::Stale | Kind::Foreign) => {
                     (demand.misfit, demand.catalog) = (true, true);
-                    // Where nothing is left to replay, an old one shows.
-                    demand.must_report |= image.clean && damage.kind == Kind::Stale;
+                    // Where nothing is left to replay, an old one shows. LOCK tells a foreign one.
+                    demand.must_report |= image.clean || damage.kind == Kind::Foreign;
                 }
                 Class::Catalog => (demand.must_report, demand.catalog) = (true, true),
                 // With the journal behind it an old tree may be as good as the new one. Where it is

@@ -190,9 +190,7 @@ impl Case<'_> {
     /// Everything in the open keyspace is right, or an error says what is damaged.
     fn look(&self, keyspace: &Keyspace, root: &Path) -> Verdict<Seen> {
         let (seqno, demanded) = (keyspace.seqno(), self.demand.seqno);
-        // The CATALOG of another keyspace, over trees that fit it, says another number.
-        let foreign = self.demand.misfit && self.demand.catalog;
-        ensure!(seqno == demanded || foreign, "an open shows commit {seqno} instead of {demanded}");
+        ensure!(seqno == demanded, "an open shows commit {seqno} instead of {demanded}");
         let expected = self.expected(keyspace);
         let seen = look(keyspace, &expected, &mut |error| self.check_error(error, root))?;
         if let Some(wrong) = seen.wrong.as_ref().filter(|_| !self.demand.borrowed) {

@@ -6,6 +6,7 @@ mod bad_input;
 mod batches;
 mod checkpoint;
 mod copy;
+mod deferring;
 mod dropping;
 mod exactness;
 mod filesystems;

@@ -43,6 +43,7 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
         | UndecidedInstallRetried => &["faults"],
         ShortWriteIgnored => &["faults", "enospc"],
         SnapshotsForgotten => &["model", "threads"],
+        DeferredNotNoted | NotSettled => &["threads", "model"],
         NotifyLost | HandOverLost | AnsweredBeforeApplied | FreezeInsideAGroup => &["threads"],
         AnsweredBeforeSync => &["subset", "threads"],
         SegmentFreedBeforeCatalog

@@ -1,8 +1,11 @@
 //! The engine's own sources, compiled once more over `crate::sync`; and what they are placed upon.
 //!
-//! `commit.rs`, `queue.rs`, `views.rs`, `journal/` and `error.rs` are the files of the engine as they
+//! `backlog.rs`, `commit.rs`, `queue.rs`, `views.rs`, `journal/` and `error.rs` are the files of the engine as they
 //! are. The disk and the memtables are stand-ins that keep the books which the checks need.
 
+#[allow(dead_code)]
+#[path = "../../crates/esker/src/backlog.rs"]
+pub mod backlog;
 #[allow(dead_code)]
 #[path = "../../crates/esker/src/bytes.rs"]
 pub mod bytes;

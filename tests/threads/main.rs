@@ -125,6 +125,26 @@ fn a_segment_is_swapped_sealed_and_persisted_by_three_threads_at_once() {
 }
 
 #[test]
+fn what_waits_to_be_applied_is_found_by_readers_and_applied_once() {
+    explored("deferred");
+}
+
+#[test]
+fn nothing_waits_to_be_applied_between_groups() {
+    explored("deferred-seal");
+}
+
+#[test]
+fn a_deferred_commit_that_readers_are_not_told_of_is_found() {
+    found("DeferredNotNoted", "deferred", &["answered, "]);
+}
+
+#[test]
+fn a_seal_while_commits_wait_is_found() {
+    found("NotSettled", "deferred-seal", &["between groups"]);
+}
+
+#[test]
 fn a_lost_wake_up_is_found() {
     found("NotifyLost", "commits", &["deadlock"]);
 }

@@ -9,7 +9,7 @@ use crate::Durability::{Buffer, SyncData};
 use crate::error::{Error, ErrorKind};
 use crate::files::{self, Fault};
 use crate::queue::{Limits, Member, Queue, Serve};
-use crate::sync::{JoinHandle, spawn};
+use crate::sync::{AtomicBool, JoinHandle, Ordering, spawn};
 use crate::world::World;
 
 /// How large a scenario is.
@@ -49,12 +49,14 @@ pub fn silence_planned_panics() {
     }));
 }
 
-pub const ALL: [(&str, Scenario); 14] = [
+pub const ALL: [(&str, Scenario); 16] = [
     ("queue", queue),
     ("queue-hand-over", queue_hand_over),
     ("commits", commits),
     ("hand-over", hand_over),
     ("freeze", freeze),
+    ("deferred", deferred),
+    ("deferred-seal", deferred_seal),
     ("two-freezes", two_freezes),
     ("drop", drop_partition),
     ("durable-and-buffered", durable_and_buffered),
@@ -68,7 +70,7 @@ pub const ALL: [(&str, Scenario); 14] = [
 
 impl Size {
     fn limits(self) -> Limits {
-        Limits { spins: self.spins, ..Limits::default() }
+        Limits { spins: self.spins, yields: 0, idle_yields: 0, ..Limits::default() }
     }
 }
 
@@ -99,6 +101,16 @@ impl Serve for Counter {
 
     fn shared_bytes(_job: &usize) -> Option<usize> {
         Some(1)
+    }
+
+    fn is_long(_job: &usize) -> bool {
+        false
+    }
+
+    fn serve_alone(&self, job: usize) -> crate::error::Result<u64> {
+        let mut served = self.served.lock().expect("no panic");
+        served.push(job);
+        Ok(served.len() as u64)
     }
 
     fn serve(&self, group: Vec<Member<'_, Self>>) {
@@ -186,6 +198,57 @@ fn freeze(size: Size) {
         }
     });
     world.check_all(((size.threads - 1) * size.commits) as u64);
+}
+
+/// Commits that wait are found by readers, and applied once and in order by whoever is first: the
+/// applier, a reader, or who commits.
+fn deferred(size: Size) {
+    let world = World::deferring(size.limits());
+    let stop = Arc::new(AtomicBool::new(false));
+    let applying = {
+        let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
+        spawn(move || world.committer.run_applier(&|| stop.load(Ordering::Acquire)))
+    };
+    world.committer.set_applier(applying.thread().clone());
+    let writers = size.threads - 2;
+    together(Size { threads: writers + 1, ..size }, &world, move |world, number| {
+        if number == 0 {
+            world.read();
+        } else {
+            for _ in 0..=size.commits {
+                world.commit_to(&[0, 1], Buffer).expect("a commit");
+            }
+        }
+    });
+    stop.store(true, Ordering::Release);
+    world.committer.wake_applier();
+    applying.join().expect("an applier that ends");
+    world.check_all((writers * (size.commits + 1)) as u64);
+}
+
+/// What runs between two groups finds everything applied, however much waited.
+fn deferred_seal(size: Size) {
+    let world = World::deferring(size.limits());
+    together(size, &world, move |world, number| match number {
+        0 => {
+            let inner = Arc::clone(world);
+            let sealed = world.committer.between(move |turn| {
+                inner.check_between(turn);
+                Ok(())
+            });
+            sealed.expect("a seal");
+        }
+        1 => {
+            world.committer.pause(|turn| Ok(turn.seqno())).expect("a pause");
+            world.read();
+        }
+        _ => {
+            for _ in 0..size.commits {
+                world.commit(Buffer).expect("a commit");
+            }
+        }
+    });
+    world.check_all(((size.threads - 2) * size.commits) as u64);
 }
 
 /// Two threads that freeze use up each other's prepared segment.

@@ -2,11 +2,10 @@
 
 use std::sync::PoisonError;
 
-use loom::sync::MutexGuard;
-
 pub use loom::hint::spin_loop;
+pub use loom::sync::MutexGuard;
 pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-pub use loom::thread::{JoinHandle, Thread, current, park, spawn};
+pub use loom::thread::{JoinHandle, Thread, current, park, spawn, yield_now};
 
 pub use crate::once::OnceLock;
 

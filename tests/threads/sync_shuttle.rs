@@ -2,11 +2,10 @@
 
 use std::sync::PoisonError;
 
-use shuttle::sync::MutexGuard;
-
 pub use shuttle::hint::spin_loop;
+pub use shuttle::sync::MutexGuard;
 pub use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-pub use shuttle::thread::{JoinHandle, Thread, current, park, spawn};
+pub use shuttle::thread::{JoinHandle, Thread, current, park, spawn, yield_now};
 
 pub use crate::once::OnceLock;
 

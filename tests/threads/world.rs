@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex as Plain, PoisonError};
 
 use crate::Durability;
+use crate::backlog;
 use crate::batch::{Change, Core};
 use crate::commit::{Committer, Turn};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,7 +16,7 @@ use crate::jobs::Jobs;
 use crate::journal::format::Identity;
 use crate::journal::writer::{Journal, Outgoing};
 use crate::queue::Limits;
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::views::Views;
 
 const IDENTITY: Identity = Identity { uuid: 1, timeline: 2 };
@@ -25,6 +26,10 @@ pub struct World {
     pub views: Arc<Views>,
     pub committer: Committer,
     pub partitions: [Arc<Core>; 2],
+    /// Commits may be answered before they are applied: only readers must find them.
+    deferring: bool,
+    /// The newest commit that was answered, as the thread that heard of it tells others.
+    told: AtomicU64,
     /// As `Shared::catalog`: one thread prepares a segment.
     catalog: Mutex<()>,
     answers: Plain<Answers>,
@@ -46,6 +51,16 @@ pub struct Frozen {
 
 impl World {
     pub fn new(limits: Limits, fault: Option<Fault>) -> Arc<Self> {
+        Self::with(limits, backlog::Limits::new(u64::MAX, u64::MAX), fault)
+    }
+
+    /// Nothing is applied by who commits it until two batches wait.
+    pub fn deferring(limits: Limits) -> Arc<Self> {
+        let few = backlog::Limits { wake_len: 1, len_max: 2, ..backlog::Limits::new(0, u64::MAX) };
+        Self::with(limits, few, None)
+    }
+
+    fn with(limits: Limits, waiting: backlog::Limits, fault: Option<Fault>) -> Arc<Self> {
         files::format(fault);
         let segment = |id| Journal::prepare(Path::new("journal"), IDENTITY, id, 1 << 20, 0);
         let first = segment(1).expect("a segment");
@@ -53,7 +68,9 @@ impl World {
         let (journal, views) = (Arc::new(journal), Arc::new(Views::new(0)));
         let (log, shown) = (Arc::clone(&journal), Arc::clone(&views));
         Arc::new(Self {
-            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits),
+            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits, waiting),
+            deferring: waiting.quiet_commits == 0,
+            told: AtomicU64::new(0),
             journal,
             views,
             partitions: [1, 2].map(|id| Arc::new(Core::new(id))),
@@ -95,14 +112,32 @@ impl World {
             let durable = files::durable();
             assert!(durable >= seqno, "commit {seqno} was answered, durable up to {durable}");
         }
-        assert!(self.views.visible() >= seqno, "commit {seqno} was answered, not visible");
-        for &at in partitions {
-            let found = self.partitions[at].versions().iter().any(|(s, _)| *s == seqno);
-            assert!(found, "commit {seqno} was answered, not applied");
+        if self.deferring {
+            self.told.fetch_max(seqno, Ordering::AcqRel);
+        } else {
+            assert!(self.views.visible() >= seqno, "commit {seqno} was answered, not visible");
+            for &at in partitions {
+                let found = self.partitions[at].versions().iter().any(|(s, _)| *s == seqno);
+                assert!(found, "commit {seqno} was answered, not applied");
+            }
         }
         let mut answers = self.answers();
         assert!(!answers.succeeded.contains(&seqno), "two commits have the number {seqno}");
         answers.succeeded.push(seqno);
+    }
+
+    /// As every read: it finds what was answered before it began, whole batches in their order.
+    pub fn read(&self) {
+        let told = self.told.load(Ordering::Acquire);
+        self.committer.catch_up().expect("nothing is broken");
+        let visible = self.views.visible();
+        assert!(told <= visible, "{told} answered, {visible} visible");
+        for partition in &self.partitions {
+            let versions = partition.versions();
+            let applied = versions.iter().map(|(s, _)| *s).filter(|s| *s <= visible);
+            let all = (1..=visible).collect::<Vec<_>>();
+            assert_eq!(applied.collect::<Vec<_>>(), all, "what is visible is applied");
+        }
     }
 
     /// Whoever heard of a poisoning knows the first cause, and is right about what follows.
@@ -134,7 +169,7 @@ impl World {
         let frozen = loop {
             self.prepare_segment()?;
             let world = Arc::clone(self);
-            let frozen = self.committer.between(move |turn| {
+            let frozen = self.committer.pause(move |turn| {
                 if !turn.journal().swap() {
                     return Ok(None);
                 }
@@ -180,6 +215,7 @@ impl World {
     pub fn check_all(&self, count: u64) {
         let all = (1..=count).collect::<Vec<_>>();
         assert_eq!(files::written(), all, "the journal's order is the order of numbers");
+        self.read();
         for partition in &self.partitions {
             let applied = partition.versions().iter().map(|(seqno, _)| *seqno).collect::<Vec<_>>();
             assert_eq!(applied, all, "each applied once, in order");

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::Durability;
 use crate::error::{Error, Result};
 use crate::journal::items::{self, KEY_LEN_MAX, VALUE_LEN_MAX};
-use crate::journal::writer::Outgoing;
-use crate::keyspace::Keyspace;
+use crate::journal::writer::{Named, Outgoing};
+use crate::keyspace::{Keyspace, Shared};
 use crate::memory::entry_bytes;
 use crate::partition::{Partition, PartitionCore};
 use crate::tree::Slice;
@@ -18,6 +20,9 @@ pub(crate) struct Change {
     pub(crate) key: Slice,
     pub(crate) value: Option<Slice>,
 }
+
+/// What a batch changes, in order: most change one entry.
+pub(crate) type Changes = SmallVec<[Change; 1]>;
 
 /// Several changes that happen together or not at all, across partitions, in memory and after a
 /// crash. Later changes of a key win over earlier ones.
@@ -37,7 +42,7 @@ pub(crate) struct Change {
 #[must_use = "a batch does nothing until it is committed"]
 pub struct Batch {
     keyspace: Keyspace,
-    changes: Vec<Change>,
+    changes: Changes,
     durability: Option<Durability>,
     /// The first change that could not be accepted; `commit` returns it.
     refused: Option<Error>,
@@ -51,7 +56,7 @@ impl fmt::Debug for Batch {
 
 impl Batch {
     pub(crate) fn new(keyspace: Keyspace) -> Self {
-        Self { keyspace, changes: Vec::new(), durability: None, refused: None }
+        Self { keyspace, changes: Changes::new(), durability: None, refused: None }
     }
 
     /// Sets `key` to `value` in `partition`. What is wrong with them is reported by
@@ -71,14 +76,7 @@ impl Batch {
     }
 
     fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> &mut Self {
-        let checked = self
-            .keyspace
-            .shared()
-            .check_keyspace(partition)
-            .and_then(|()| partition.core.check_alive())
-            .and_then(|()| check_key(&key))
-            .and_then(|()| value.as_deref().map_or(Ok(()), check_value));
-        match checked {
+        match self.keyspace.shared().check_change(partition, &key, value.as_deref()) {
             Ok(()) => {
                 self.changes.push(Change { core: Arc::clone(&partition.core), key, value });
             }
@@ -103,11 +101,6 @@ impl Batch {
         self.changes.is_empty()
     }
 
-    /// What the changes will take in memory.
-    fn bytes(&self) -> u64 {
-        self.changes.iter().map(|change| entry_bytes(&change.key, change.value.as_deref())).sum()
-    }
-
     /// Commits every change under one sequence number, which is returned. Readers see all of them
     /// from then on. An empty batch commits nothing and returns the newest visible number.
     ///
@@ -123,15 +116,39 @@ impl Batch {
             return Err(refused);
         }
         if self.changes.is_empty() {
-            return Ok(shared.views.visible());
+            return Ok(shared.committer.committed());
         }
-        let _room = shared.throttle(self.bytes())?;
-        let durability = self.durability.unwrap_or(shared.config.durability);
-        let outgoing = encode(&self.changes)?;
-        shared
-            .committer
-            .commit(outgoing, self.changes, durability)
-            .inspect(|_| shared.after_commit())
+        shared.commit(self.changes, self.durability)
+    }
+}
+
+impl Shared {
+    fn check_change(&self, partition: &Partition, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        self.check_keyspace(partition)?;
+        partition.core.check_alive()?;
+        check_key(key)?;
+        value.map_or(Ok(()), check_value)
+    }
+
+    /// Commits a batch of one change.
+    pub(crate) fn commit_one(
+        &self,
+        partition: &Partition,
+        key: Slice,
+        value: Option<Slice>,
+    ) -> Result<u64> {
+        self.check_writable()?;
+        self.check_change(partition, &key, value.as_deref())?;
+        let change = Change { core: Arc::clone(&partition.core), key, value };
+        self.commit(Changes::from_buf([change]), None)
+    }
+
+    fn commit(&self, changes: Changes, durability: Option<Durability>) -> Result<u64> {
+        let in_memory = |change: &Change| entry_bytes(&change.key, change.value.as_deref());
+        let _room = self.throttle(changes.iter().map(in_memory).sum())?;
+        let durability = durability.unwrap_or(self.config.durability);
+        let outgoing = encode(&changes)?;
+        self.committer.commit(outgoing, changes, durability).inspect(|_| self.after_commit())
     }
 }
 
@@ -141,7 +158,7 @@ fn encode(changes: &[Change]) -> Result<Outgoing> {
         Error::InvalidInput(format!("a batch of {} changes; at most 4294967295", changes.len()))
     })?;
     let mut buffer = Outgoing::begin();
-    let mut partitions = Vec::with_capacity(1);
+    let mut partitions = Named::new();
     for Change { core, key, value } in changes {
         match value {
             Some(value) => items::put(&mut buffer, core.id, key, value),

@@ -352,7 +352,7 @@ fn freeze(shared: &Arc<Shared>) -> Result<Frozen> {
     let frozen = loop {
         shared.prepare_segment()?;
         let versions = Arc::clone(&shared.versions);
-        let frozen = shared.committer.between(move |turn| {
+        let frozen = shared.committer.pause(move |turn| {
             let began = Instant::now();
             if !is_planted(Bug::ActiveSegmentLinked) && !turn.journal().swap() {
                 // The prepared segment was used up since; the next round prepares another.

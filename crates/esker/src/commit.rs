@@ -2,36 +2,47 @@
 //!
 //! Writers encode their batches outside of any lock and join a queue. One of them, the leader, takes
 //! what has gathered, numbers it, writes all frames with one system call, syncs once if any member
-//! asked for it, applies the batches to the memtables, makes the last number visible and answers the
-//! members; then it hands the lead to the next in line. While one group syncs the next gathers.
+//! asked for it, hands the batches on to be applied to the memtables (`backlog.rs`: at once, or a little
+//! later by another thread), and answers the members; then it hands the lead to the next in line. While
+//! one group syncs the next gathers.
 //!
 //! Everything that must happen *between* groups (sealing memtables, the freeze of a checkpoint,
 //! creating, clearing and dropping partitions) joins the same queue as a closure, which the leader
 //! runs itself: no thread has to wake up inside the pause.
 //!
-//! What must stay true: between two groups no batch is half-applied, everything appended is visible,
-//! and the order of the journal is the order of sequence numbers.
+//! What must stay true: between two groups no batch is half-applied and everything appended is visible
+//! (but in a pause, which looks at the journal alone), and the order of the journal is the order of
+//! sequence numbers.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use smallvec::smallvec;
+
 use crate::Durability;
-use crate::batch::Change;
+use crate::backlog::{self, Backlog, Then};
+use crate::batch::{Change, Changes};
 use crate::error::{Error, Result};
 use crate::jobs::{Job as BackgroundJob, Jobs};
 use crate::journal::writer::{Journal, Outgoing};
 use crate::planted::{Bug, is_planted};
 use crate::queue::{Limits, Member, Queue, Serve};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, OnceLock, Ordering, Thread, park};
 use crate::views::Views;
 
 pub(crate) struct Write {
     outgoing: Outgoing,
-    changes: Vec<Change>,
+    changes: Changes,
     durability: Durability,
 }
 
-pub(crate) type Between = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
+type Closure = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
+
+pub(crate) struct Between {
+    closure: Closure,
+    /// Everything is applied before it runs.
+    settled: bool,
+}
 
 pub(crate) enum Job {
     Write(Write),
@@ -46,6 +57,8 @@ pub(crate) struct Committer {
     jobs: Arc<Jobs>,
     /// A memtable beyond this is flushed.
     memtable_bytes_max: u64,
+    backlog: Backlog,
+    applier: OnceLock<Thread>,
     pub(crate) commits: AtomicU64,
     pub(crate) groups: AtomicU64,
 }
@@ -56,7 +69,7 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// The newest commit: everything up to it is applied and visible, nothing else exists.
+    /// The newest commit: nothing else exists, and unless this is a pause everything is visible.
     pub(crate) fn seqno(&self) -> u64 {
         self.committer.journal.position().last_seqno
     }
@@ -66,17 +79,12 @@ impl Turn<'_> {
     }
 
     /// Commits a change of the set of partitions as a frame of its own. It becomes visible when
-    /// the closure returns.
+    /// the closure returns. Not in a pause.
     pub(crate) fn log(&self, item: &[u8], partition: u32) -> Result<u64> {
         let mut buffer = Outgoing::begin();
         buffer.extend_from_slice(item);
-        let mut frame = Outgoing::new(buffer, 1, vec![partition]);
-        let position = self.committer.journal.position();
-        frame.seqno = position.last_seqno + 1;
-        frame.time_ms = now_ms().max(position.last_time_ms);
-        let seqno = frame.seqno;
-        self.committer.journal.append(std::slice::from_mut(&mut frame))?;
-        Ok(seqno)
+        let mut frame = Outgoing::new(buffer, 1, smallvec![partition]);
+        self.committer.journal.append(std::slice::from_mut(&mut frame), now_ms())
     }
 }
 
@@ -87,7 +95,9 @@ impl Committer {
         jobs: Arc<Jobs>,
         memtable_bytes_max: u64,
         limits: Limits,
+        waiting: backlog::Limits,
     ) -> Self {
+        let seqno = journal.position().last_seqno;
         Self {
             jobs,
             memtable_bytes_max,
@@ -95,6 +105,8 @@ impl Committer {
             views,
             queue: Queue::new(limits),
             closed: AtomicBool::new(false),
+            backlog: Backlog::new(seqno, waiting),
+            applier: OnceLock::new(),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
         }
@@ -104,26 +116,44 @@ impl Committer {
     pub(crate) fn commit(
         &self,
         outgoing: Outgoing,
-        changes: Vec<Change>,
+        changes: Changes,
         durability: Durability,
     ) -> Result<u64> {
         self.submit(Job::Write(Write { outgoing, changes, durability }))
     }
 
-    /// Runs `f` between two groups and returns what it returns.
+    /// Runs `f` between two groups, with everything applied and visible, and returns what it returns.
     pub(crate) fn between<R: Send + 'static>(
         &self,
         f: impl FnOnce(&Turn<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.run_between(f, true)
+    }
+
+    /// Runs `f` between two groups, whatever waits to be applied: for what needs the journal alone,
+    /// and must not take long.
+    pub(crate) fn pause<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Turn<'_>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.run_between(f, false)
+    }
+
+    fn run_between<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Turn<'_>) -> Result<R> + Send + 'static,
+        settled: bool,
     ) -> Result<R> {
         if is_planted(Bug::FreezeInsideAGroup) {
             return f(&Turn { committer: self });
         }
         let slot = Arc::new(Mutex::new(None));
         let result = Arc::clone(&slot);
-        self.submit(Job::Between(Box::new(move |turn| {
+        let closure = Box::new(move |turn: &Turn<'_>| {
             *result.lock() = Some(f(turn)?);
             Ok(())
-        })))?;
+        });
+        self.submit(Job::Between(Between { closure, settled }))?;
         let result = slot.lock().take();
         Ok(result.expect("a closure that succeeded left its result"))
     }
@@ -137,76 +167,157 @@ impl Committer {
         self.queue.submit(self, job)
     }
 
-    fn serve_between(&self, f: Between) -> Result<u64> {
+    fn serve_between(&self, Between { closure, settled }: Between) -> Result<u64> {
         // Behind a failed sync, or a leader that panicked, the journal holds commits that are not
         // applied: nothing may be built on that, and they must not become visible.
         self.journal.check_poison()?;
-        let outcome = f(&Turn { committer: self });
+        let before = self.journal.position().last_seqno;
+        if settled && !is_planted(Bug::NotSettled) {
+            self.apply_upto(before)?;
+        }
+        let outcome = closure(&Turn { committer: self });
         let seqno = self.journal.position().last_seqno;
-        self.views.publish(seqno);
+        if seqno > before {
+            self.views.publish(seqno);
+            self.backlog.note_committed(seqno);
+        }
         outcome.map(|()| seqno)
+    }
+
+    /// A group of one, by the thread whose it is.
+    fn serve_write(&self, write: Write) -> Result<u64> {
+        let Write { mut outgoing, changes, durability } = write;
+        self.admit(&changes)?;
+        let seqno = self.log(std::slice::from_mut(&mut outgoing), durability, || {})?;
+        let bytes = outgoing.buffer.len();
+        self.hand_on(std::iter::once((seqno, changes, bytes)))?;
+        Ok(seqno)
     }
 
     fn serve_writes(&self, writes: Vec<(Member<'_, Self>, Write)>) {
         let (mut members, mut frames) =
             (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
         let mut durability = Durability::Buffer;
-        let position = self.journal.position();
-        let time_ms = now_ms().max(position.last_time_ms);
-        let mut seqno = position.last_seqno;
-        for (request, mut write) in writes {
+        for (request, write) in writes {
             if let Err(refused) = self.admit(&write.changes) {
                 request.finish(Err(refused));
                 continue;
             }
-            seqno += 1;
-            write.outgoing.seqno = seqno;
-            write.outgoing.time_ms = time_ms;
             durability = durability.max(write.durability);
             frames.push(write.outgoing);
-            members.push((request, seqno, write.changes));
+            members.push((request, write.changes));
         }
         if members.is_empty() {
             return;
         }
-        let written = self.journal.append(&mut frames).and_then(|()| {
-            if is_planted(Bug::AnsweredBeforeSync) {
-                answer(&members);
+        let count = members.len() as u64;
+        // Nobody can name the numbers earlier than the journal gives them out.
+        let planted = || answer(&members, self.journal.position().last_seqno + 1 - count);
+        let last = match self.log(&mut frames, durability, planted) {
+            Ok(last) => last,
+            Err(error) => {
+                refuse(&members, &error);
+                return;
             }
-            match durability {
-                Durability::Buffer => Ok(()),
-                durability => self.sync_group(durability),
-            }
+        };
+        let first = last + 1 - count;
+        if is_planted(Bug::AnsweredBeforeApplied) {
+            answer(&members, first);
+        }
+        let group = members.iter_mut().zip(&frames).map(|((_, changes), frame)| {
+            (frame.seqno, std::mem::take(changes), frame.buffer.len())
         });
-        if let Err(error) = written {
-            for (request, ..) in members {
-                request.finish(Err(error.clone()));
-            }
+        if let Err(error) = self.hand_on(group) {
+            refuse(&members, &error);
             return;
         }
-        if is_planted(Bug::AnsweredBeforeApplied) {
-            answer(&members);
-        }
-        for (_, seqno, changes) in &mut members {
-            self.apply(changes, *seqno);
-        }
-        self.views.publish(seqno);
-        self.groups.fetch_add(1, Ordering::Relaxed);
-        self.commits.fetch_add(members.len() as u64, Ordering::Relaxed);
-        answer(&members);
+        answer(&members, first);
     }
 
-    /// The frames are in the journal: if they cannot be made durable, whether they exist is not
+    /// Appends the frames, and makes them as durable as is asked for; returns the last number.
+    /// They are in the journal before they are synced: if that fails, whether they exist is not
     /// known, so nothing may be added to them.
-    fn sync_group(&self, durability: Durability) -> Result<()> {
-        self.journal.sync(durability).map_err(|error| self.journal.poison(error))
+    fn log(
+        &self,
+        frames: &mut [Outgoing],
+        durability: Durability,
+        before_sync: impl FnOnce(),
+    ) -> Result<u64> {
+        let seqno = self.journal.append(frames, now_ms())?;
+        if is_planted(Bug::AnsweredBeforeSync) {
+            before_sync();
+        }
+        if durability > Durability::Buffer {
+            self.journal.sync(durability).map_err(|error| self.journal.poison(error))?;
+        }
+        Ok(seqno)
     }
 
-    fn apply(&self, changes: &mut Vec<Change>, seqno: u64) {
-        for Change { core, key, value } in changes.drain(..) {
-            if core.apply(key, value, seqno, self.memtable_bytes_max) {
-                self.jobs.request(BackgroundJob::Flush(core.id));
+    /// Hands commits that cannot fail any more to whoever applies them, each with its number and its
+    /// length in the journal. They can be answered then.
+    fn hand_on(&self, group: impl ExactSizeIterator<Item = (u64, Changes, usize)>) -> Result<()> {
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.commits.fetch_add(group.len() as u64, Ordering::Relaxed);
+        match self.backlog.add(group) {
+            Then::Nothing => {}
+            Then::WakeApplier => self.wake_applier(),
+            Then::Apply(upto) => {
+                self.apply_upto(upto)?;
+                self.backlog.note_committed(upto);
             }
+        }
+        Ok(())
+    }
+
+    fn apply_upto(&self, upto: u64) -> Result<()> {
+        let applied = self.backlog.apply_upto(upto, &self.views, &|c, seqno| self.apply(c, seqno));
+        if applied { Ok(()) } else { Err(self.panicked()) }
+    }
+
+    fn apply(&self, Change { core, key, value }: Change, seqno: u64) {
+        if core.apply(key, value, seqno, self.memtable_bytes_max) {
+            self.jobs.request(BackgroundJob::Flush(core.id));
+        }
+    }
+
+    /// Before every read: what was answered is visible then.
+    pub(crate) fn catch_up(&self) -> Result<()> {
+        self.backlog.note_reader(&self.views).map_or(Ok(()), |upto| self.apply_upto(upto))
+    }
+
+    /// For whoever counts: what was answered is in memory then, if nothing is broken. Not a read.
+    pub(crate) fn settle(&self) {
+        let _ = self.apply_upto(self.backlog.committed());
+    }
+
+    /// Refuses reads of a state that may lack what was answered.
+    pub(crate) fn check_applied(&self) -> Result<()> {
+        if self.backlog.is_broken() { Err(self.panicked()) } else { Ok(()) }
+    }
+
+    /// The newest commit that was answered.
+    pub(crate) fn committed(&self) -> u64 {
+        self.backlog.committed()
+    }
+
+    /// What the applier does until it is told to stop, and woken.
+    pub(crate) fn run_applier(&self, stop: &dyn Fn() -> bool) {
+        while !stop() {
+            while self.backlog.apply_some(&self.views, &|c, seqno| self.apply(c, seqno)) {}
+            if !self.backlog.rest_applier() && !stop() {
+                park();
+            }
+        }
+    }
+
+    /// The thread that runs [`Committer::run_applier`].
+    pub(crate) fn set_applier(&self, thread: Thread) {
+        self.applier.get_or_init(|| thread);
+    }
+
+    pub(crate) fn wake_applier(&self) {
+        if let Some(applier) = self.applier.get() {
+            applier.unpark();
         }
     }
 
@@ -214,6 +325,7 @@ impl Committer {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed { path: self.journal.root().to_path_buf() });
         }
+        self.check_applied()?;
         changes.iter().try_for_each(|change| change.core.check_alive())
     }
 }
@@ -225,6 +337,17 @@ impl Serve for Committer {
         match job {
             Job::Write(write) => Some(write.outgoing.buffer.len()),
             Job::Between(_) => None,
+        }
+    }
+
+    fn is_long(job: &Job) -> bool {
+        matches!(job, Job::Write(write) if write.durability > Durability::Buffer)
+    }
+
+    fn serve_alone(&self, job: Job) -> Result<u64> {
+        match job {
+            Job::Write(write) => self.serve_write(write),
+            Job::Between(f) => self.serve_between(f),
         }
     }
 
@@ -247,12 +370,16 @@ impl Serve for Committer {
     }
 }
 
-/// What a member of a group waits for.
-type Waiting<'a> = (Member<'a, Committer>, u64, Vec<Change>);
+/// Answers the members of a group, whose numbers follow one another from `first` on.
+fn answer(members: &[(Member<'_, Committer>, Changes)], first: u64) {
+    for ((request, _), seqno) in members.iter().zip(first..) {
+        request.finish(Ok(seqno));
+    }
+}
 
-fn answer(members: &[Waiting<'_>]) {
-    for (request, seqno, _) in members {
-        request.finish(Ok(*seqno));
+fn refuse(members: &[(Member<'_, Committer>, Changes)], error: &Error) {
+    for (request, _) in members {
+        request.finish(Err(error.clone()));
     }
 }
 

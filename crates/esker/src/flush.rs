@@ -109,7 +109,7 @@ impl Shared {
         });
         if stuck {
             self.prepare_segment()?;
-            self.committer.between(|turn| Ok(turn.journal().swap()))?;
+            self.committer.pause(|turn| Ok(turn.journal().swap()))?;
             self.journal.seal_retired()?;
         }
         Ok(())

@@ -24,6 +24,7 @@ use std::thread::{JoinHandle, ThreadId};
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
+use crate::backlog;
 use crate::batch::Batch;
 use crate::catalog::Catalog;
 use crate::checkpoint::{CheckpointBuilder, CheckpointReport};
@@ -35,7 +36,7 @@ use crate::journal::writer::Journal;
 use crate::lock::KeyspaceLock;
 use crate::options::PartitionOptions;
 use crate::partition::Partition;
-use crate::queue::Limits;
+use crate::queue;
 use crate::recovery;
 use crate::snapshot::Snapshot;
 use crate::stall::{AtomicPressure, Stall};
@@ -184,7 +185,7 @@ impl Keyspace {
 
     /// The newest visible commit.
     pub fn seqno(&self) -> u64 {
-        self.shared().views.visible()
+        self.shared().committer.committed()
     }
 
     /// The partition `name`, created with `options` if there is none. An existing one keeps the
@@ -317,7 +318,8 @@ impl Shared {
             Arc::clone(&views),
             Arc::clone(&jobs),
             config.memtable_bytes,
-            Limits::default(),
+            queue::Limits::default(),
+            backlog::Limits::new(config.defer_after_commits, config.write_buffer_bytes_max),
         );
         Self {
             path: config.path.clone(),
@@ -425,6 +427,13 @@ impl Shared {
                 .map_err(|e| Error::io("start a worker thread for", &self.path, e))?;
             workers.push(worker);
         }
+        let shared = Arc::clone(self);
+        let applier = std::thread::Builder::new()
+            .name("esker-applier".into())
+            .spawn(move || shared.committer.run_applier(&|| shared.is_closing()))
+            .map_err(|e| Error::io("start a thread for", &self.path, e))?;
+        self.committer.set_applier(applier.thread().clone());
+        workers.push(applier);
         // What an earlier run left undone.
         self.update_pressure();
         for partition in self.versions.current().keys() {
@@ -485,6 +494,7 @@ impl Shared {
         self.committer.close();
         self.stall.relieve();
         self.jobs.stop();
+        self.committer.wake_applier();
         for worker in self.workers.lock().drain(..) {
             // A worker that panicked has poisoned the journal, which `finish` reports.
             let _ = worker.join();

@@ -34,6 +34,7 @@
 #![deny(missing_docs)]
 
 mod assemble;
+mod backlog;
 mod batch;
 mod bytes;
 mod catalog;

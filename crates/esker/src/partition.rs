@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
-use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::keyspace::{Keyspace, Shared};
 use crate::lock::KeyspaceLock;
@@ -147,9 +146,8 @@ impl Partition {
     /// [`Error::InvalidInput`] for an empty key, a key over 65,535 bytes or a value over
     /// 4 GiB − 1; otherwise as [`Batch::commit`].
     pub fn insert(&self, key: impl Into<Slice>, value: impl Into<Slice>) -> Result<()> {
-        let mut batch = Batch::new(self.keyspace.clone());
-        batch.insert(self, key, value);
-        batch.commit().map(|_| ())
+        let shared = self.keyspace.open_shared()?;
+        shared.commit_one(self, key.into(), Some(value.into())).map(|_| ())
     }
 
     /// Removes `key`, which need not exist.
@@ -158,9 +156,7 @@ impl Partition {
     ///
     /// As [`Partition::insert`].
     pub fn remove(&self, key: impl Into<Slice>) -> Result<()> {
-        let mut batch = Batch::new(self.keyspace.clone());
-        batch.remove(self, key);
-        batch.commit().map(|_| ())
+        self.keyspace.open_shared()?.commit_one(self, key.into(), None).map(|_| ())
     }
 
     /// Removes every entry in one step, whatever their number. It is durable when this returns.
@@ -293,6 +289,7 @@ impl Partition {
     /// An upper estimate of [`Partition::len`] in constant time: overwritten and removed entries
     /// count until compaction drops them.
     pub fn approximate_len(&self) -> usize {
+        self.keyspace.shared().committer.settle();
         self.core.tree().approximate_len()
     }
 
@@ -306,6 +303,7 @@ impl Partition {
     fn newest<T>(&self, read: impl Fn(&Tree, u64) -> Result<T>) -> Result<T> {
         let shared = self.keyspace.open_shared()?;
         loop {
+            shared.committer.catch_up()?;
             let at = shared.views.read_seqno();
             if let Some(result) = self.core.tree_at(at).read(at, |tree| read(tree, at)) {
                 return result;
@@ -316,6 +314,7 @@ impl Partition {
     fn newest_iter(&self, open: impl Fn(&Tree, u64) -> RawIter) -> Result<Iter> {
         let shared = self.keyspace.open_shared()?;
         loop {
+            shared.committer.catch_up()?;
             let at = shared.views.read_seqno();
             let tree = self.core.tree_at(at);
             if let Some(raw) = tree.read(at, |tree| Ok(open(tree, at))) {

@@ -145,6 +145,10 @@ bugs! {
     AnsweredBeforeApplied,
     /// A group is answered before the sync that it asked for.
     AnsweredBeforeSync,
+    /// A commit that is applied later is not noted for readers.
+    DeferredNotNoted,
+    /// A memtable is sealed, and partitions change, while commits wait to be applied.
+    NotSettled,
     /// What belongs between two groups runs at once, beside a group that may be half applied.
     FreezeInsideAGroup,
 }

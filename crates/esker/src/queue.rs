@@ -1,5 +1,9 @@
 //! The queue in front of the journal: who leads, what makes a group, and that everybody is answered.
 //!
+//! Who finds nobody leading serves its own job at once, without a request that others could see: the
+//! usual case where few threads write. Who waits first looks, then lets others run, then sleeps: a
+//! wake-up costs more than a commit that needs no sync.
+//!
 //! What must stay true:
 //! - One thread leads at a time. The lead is taken, or passed on, under the lock of the queue, so
 //!   that nobody who joins can be overlooked.
@@ -12,7 +16,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::planted::{Bug, is_planted};
-use crate::sync::{AtomicU8, Mutex, Ordering, Thread, current, park, spin_loop};
+use crate::sync::{
+    AtomicU8, Mutex, MutexGuard, Ordering, Thread, current, park, spin_loop, yield_now,
+};
 
 const WAITING: u8 = 0;
 const LEAD: u8 = 1;
@@ -27,13 +33,25 @@ pub(crate) struct Limits {
     /// A leader serves so many groups beyond its own before it hands over: a hand-over costs a
     /// wake-up, a leader kept longer costs its own caller.
     pub(crate) extra_groups: usize,
-    /// Who waits looks at the outcome this often before going to sleep.
+    /// Who waits looks at the outcome this often before letting others run.
     pub(crate) spins: usize,
+    /// Who waits for something short lets others run this often before going to sleep.
+    pub(crate) yields: usize,
+    /// A leader that is about to sync lets others run as long as some of them join, and this often
+    /// without that.
+    pub(crate) idle_yields: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { group_bytes_max: 4 << 20, group_len_max: 256, extra_groups: 4, spins: 60 }
+        Self {
+            group_bytes_max: 4 << 20,
+            group_len_max: 256,
+            extra_groups: 4,
+            spins: 60,
+            yields: 40,
+            idle_yields: 2,
+        }
     }
 }
 
@@ -43,6 +61,12 @@ pub(crate) trait Serve: Sized {
 
     /// The size of a job that shares its group with others; `None`: it is served alone.
     fn shared_bytes(job: &Self::Job) -> Option<usize>;
+
+    /// Whether it takes so long that it pays to wait for company, and to sleep meanwhile.
+    fn is_long(job: &Self::Job) -> bool;
+
+    /// Serves a job of the calling thread that nobody shares.
+    fn serve_alone(&self, job: Self::Job) -> Result<u64>;
 
     /// Serves jobs that joined one after the other, and answers each.
     fn serve(&self, group: Vec<Member<'_, Self>>);
@@ -61,6 +85,8 @@ struct Request<J> {
 struct State<J> {
     waiting: VecDeque<Arc<Request<J>>>,
     led: bool,
+    /// The size of the last group that took long: as many may be about to join again.
+    company: usize,
 }
 
 pub(crate) struct Queue<J> {
@@ -70,12 +96,20 @@ pub(crate) struct Queue<J> {
 
 impl<J> Queue<J> {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { state: Mutex::new(State { waiting: VecDeque::new(), led: false }), limits }
+        let state = State { waiting: VecDeque::new(), led: false, company: 0 };
+        Self { state: Mutex::new(state), limits }
     }
 
     /// Joins the queue and returns the answer to `job`. This thread serves groups itself if nobody
     /// else does.
     pub(crate) fn submit<S: Serve<Job = J>>(&self, server: &S, job: J) -> Result<u64> {
+        let long = S::is_long(&job);
+        if self.try_lead(long) {
+            let mut guard = LeadGuard { queue: self, server, finished: false };
+            let outcome = server.serve_alone(job);
+            self.lead(&mut guard, || true);
+            return outcome;
+        }
         let request = Arc::new(Request {
             state: AtomicU8::new(WAITING),
             job: Mutex::new(Some(job)),
@@ -87,35 +121,47 @@ impl<J> Queue<J> {
             queue.waiting.push_back(Arc::clone(&request));
             !std::mem::replace(&mut queue.led, true)
         };
-        if lead || request.wait(self.limits.spins) == LEAD {
-            self.lead(server, &request);
+        let yields = if long { 0 } else { self.limits.yields };
+        if lead || request.wait(self.limits.spins, yields) == LEAD {
+            let mut guard = LeadGuard { queue: self, server, finished: false };
+            self.lead(&mut guard, || request.state.load(Ordering::Acquire) == DONE);
         }
         let outcome = request.outcome.lock().take();
         outcome.expect("a request that is done has an outcome")
     }
 
-    /// Serves groups until the own request is done and the lead is passed on.
-    fn lead<S: Serve<Job = J>>(&self, server: &S, own: &Request<J>) {
-        let mut guard = LeadGuard { queue: self, server, finished: false };
+    /// Takes the lead if nobody has it, for a job that need not wait for others.
+    fn try_lead(&self, long: bool) -> bool {
+        let mut queue = self.state.lock();
+        if queue.led || long && queue.company > 1 {
+            return false;
+        }
+        queue.led = true;
+        true
+    }
+
+    /// Serves groups until the own request is `done` and the lead is passed on.
+    fn lead<S: Serve<Job = J>>(&self, guard: &mut LeadGuard<'_, S>, done: impl Fn() -> bool) {
         let mut extra = 0;
         loop {
-            let group = self.take_group(server);
-            server.serve(group);
-            let done = own.state.load(Ordering::Acquire) == DONE;
-            let mut queue = self.state.lock();
-            if queue.waiting.is_empty() {
-                queue.led = false;
-                break;
-            }
-            if done && extra >= self.limits.extra_groups {
-                let next = Arc::clone(&queue.waiting[0]);
-                drop(queue);
-                if !is_planted(Bug::HandOverLost) {
-                    next.signal(LEAD);
+            if done() {
+                let mut queue = self.state.lock();
+                if queue.waiting.is_empty() {
+                    queue.led = false;
+                    break;
                 }
-                break;
+                if extra >= self.limits.extra_groups {
+                    let next = Arc::clone(&queue.waiting[0]);
+                    drop(queue);
+                    if !is_planted(Bug::HandOverLost) {
+                        next.signal(LEAD);
+                    }
+                    break;
+                }
+                extra += 1;
             }
-            extra += usize::from(done);
+            let group = self.take_group(guard.server);
+            guard.server.serve(group);
         }
         guard.finished = true;
     }
@@ -123,23 +169,50 @@ impl<J> Queue<J> {
     /// The next job that is served alone, or the jobs up to it or to the limits.
     fn take_group<'a, S: Serve<Job = J>>(&self, server: &'a S) -> Vec<Member<'a, S>> {
         let Limits { group_bytes_max, group_len_max, .. } = self.limits;
-        let mut queue = self.state.lock();
-        let mut group = Vec::new();
-        let mut bytes = 0;
+        let mut queue = self.gather::<S>();
+        let mut group = Vec::with_capacity(queue.waiting.len().min(group_len_max));
+        let (mut bytes, mut long) = (0, false);
         while let Some(front) = queue.waiting.front() {
-            let shared = front.job.lock().as_ref().and_then(S::shared_bytes);
+            let (shared, takes_long) = {
+                let job = front.job.lock();
+                let job = job.as_ref();
+                (job.and_then(S::shared_bytes), job.is_some_and(S::is_long))
+            };
             let len = shared.unwrap_or(0);
             let full = bytes + len > group_bytes_max || group.len() >= group_len_max;
             if !group.is_empty() && (shared.is_none() || full) {
                 break;
             }
             bytes += len;
+            long |= takes_long;
             group.extend(queue.waiting.pop_front().map(|request| Member { request, server }));
             if shared.is_none() {
                 break;
             }
         }
+        if long {
+            queue.company = group.len();
+        }
         group
+    }
+
+    /// Lets those join who were in the last long group and are about to come back, before the next
+    /// long one begins: without, half of them would find it gone, and wait for all of it.
+    fn gather<S: Serve<Job = J>>(&self) -> MutexGuard<'_, State<J>> {
+        let mut queue = self.state.lock();
+        let front = queue.waiting.front().map(Arc::clone);
+        if !front.is_some_and(|front| front.job.lock().as_ref().is_some_and(S::is_long)) {
+            return queue;
+        }
+        let mut idle = 0;
+        while queue.waiting.len() < queue.company && idle < self.limits.idle_yields {
+            let before = queue.waiting.len();
+            drop(queue);
+            yield_now();
+            queue = self.state.lock();
+            idle = if queue.waiting.len() > before { 0 } else { idle + 1 };
+        }
+        queue
     }
 }
 
@@ -205,18 +278,15 @@ impl<J> Request<J> {
         self.thread.unpark();
     }
 
-    fn wait(&self, spins: usize) -> u8 {
-        for _ in 0..spins {
+    fn wait(&self, spins: usize, yields: usize) -> u8 {
+        for look in 0.. {
             match self.state.load(Ordering::Acquire) {
-                WAITING => spin_loop(),
-                state => return state,
-            }
-        }
-        loop {
-            match self.state.load(Ordering::Acquire) {
+                WAITING if look < spins => spin_loop(),
+                WAITING if look < spins + yields => yield_now(),
                 WAITING => park(),
                 state => return state,
             }
         }
+        unreachable!("somebody answers")
     }
 }

@@ -20,6 +20,8 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(keyspace: Keyspace) -> Self {
+        // What keeps it from catching up is found again by every read.
+        let _ = keyspace.shared().committer.catch_up();
         let view = Arc::new(keyspace.shared().views.open());
         Self { view, keyspace }
     }
@@ -128,7 +130,9 @@ impl Snapshot {
     }
 
     fn tree(&self, partition: &Partition) -> Result<Arc<Tree>> {
-        self.keyspace.open_shared()?.check_keyspace(partition)?;
+        let shared = self.keyspace.open_shared()?;
+        shared.check_keyspace(partition)?;
+        shared.committer.check_applied()?;
         Ok(partition.core.tree_at(self.view.read_seqno()))
     }
 }

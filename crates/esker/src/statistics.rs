@@ -71,6 +71,7 @@ pub struct PartitionStatistics {
 
 impl Statistics {
     pub(crate) fn of(shared: &Shared) -> Self {
+        shared.committer.settle();
         let map = shared.versions.current();
         let mut partitions: Vec<_> = map
             .values()
@@ -88,7 +89,7 @@ impl Statistics {
         let (journal_segments, journal_bytes) = shared.journal_on_disk();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Self {
-            seqno: shared.views.visible(),
+            seqno: shared.committer.committed(),
             commits: load(&shared.committer.commits),
             groups: load(&shared.committer.groups),
             journal_bytes_written: shared.journal.bytes_written(),

@@ -17,14 +17,19 @@ fn tiny() -> PartitionOptions {
     options().block_bytes(256).table_bytes(4096)
 }
 
-/// Memtables of 1 to 4 KiB: every few commits are a flush.
+/// Memtables of 1 to 4 KiB: every few commits are a flush. Commits wait to be applied until a read.
 fn small(config: Config, memtable_bytes: u64) -> Config {
+    let config = config.defer_after_commits(0);
     config.memtable_bytes(memtable_bytes).journal_segment_bytes(4096).cache_bytes(64 << 10)
 }
 
 /// One test for each.
 pub const SETTINGS: [Settings; 16] = [
-    Settings { name: "default", config: |c| c.journal_segment_bytes(1 << 20), options },
+    Settings {
+        name: "default",
+        config: |c| c.journal_segment_bytes(1 << 20).defer_after_commits(20),
+        options,
+    },
     Settings {
         name: "tiny",
         config: |c| small(c, 1024).journal_bytes_max(16 << 10),

@@ -14,6 +14,9 @@ pub struct Change {
     pub value: u64,
 }
 
+/// What one batch changes.
+pub type Changes = Vec<Change>;
+
 /// What a partition is to the commit path.
 pub struct Core {
     pub id: u32,

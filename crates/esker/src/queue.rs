@@ -35,7 +35,8 @@ pub(crate) struct Limits {
     pub(crate) extra_groups: usize,
     /// Who waits looks at the outcome this often before letting others run.
     pub(crate) spins: usize,
-    /// Who waits for something short lets others run this often before going to sleep.
+    /// Who waits lets others run this often before going to sleep: about as long as a quick disk takes
+    /// to sync.
     pub(crate) yields: usize,
     /// A leader that is about to sync lets others run as long as some of them join, and this often
     /// without that.
@@ -49,8 +50,8 @@ impl Default for Limits {
             group_len_max: 256,
             extra_groups: 4,
             spins: 60,
-            yields: 40,
-            idle_yields: 2,
+            yields: 100,
+            idle_yields: 4,
         }
     }
 }
@@ -85,7 +86,9 @@ struct Request<J> {
 struct State<J> {
     waiting: VecDeque<Arc<Request<J>>>,
     led: bool,
-    /// The size of the last group that took long: as many may be about to join again.
+    /// The size of the last group that took long, until it is known who joined meanwhile.
+    last_long: usize,
+    /// Those together: how many threads there are that want something long.
     company: usize,
 }
 
@@ -94,9 +97,18 @@ pub(crate) struct Queue<J> {
     limits: Limits,
 }
 
+impl<J> State<J> {
+    /// Behind a long group, before those who were in it come back.
+    fn count_company(&mut self) {
+        if self.last_long > 0 {
+            self.company = std::mem::take(&mut self.last_long) + self.waiting.len();
+        }
+    }
+}
+
 impl<J> Queue<J> {
     pub(crate) fn new(limits: Limits) -> Self {
-        let state = State { waiting: VecDeque::new(), led: false, company: 0 };
+        let state = State { waiting: VecDeque::new(), led: false, last_long: 0, company: 0 };
         Self { state: Mutex::new(state), limits }
     }
 
@@ -121,7 +133,7 @@ impl<J> Queue<J> {
             queue.waiting.push_back(Arc::clone(&request));
             !std::mem::replace(&mut queue.led, true)
         };
-        let yields = if long { 0 } else { self.limits.yields };
+        let yields = self.limits.yields;
         if lead || request.wait(self.limits.spins, yields) == LEAD {
             let mut guard = LeadGuard { queue: self, server, finished: false };
             self.lead(&mut guard, || request.state.load(Ordering::Acquire) == DONE);
@@ -146,11 +158,14 @@ impl<J> Queue<J> {
         loop {
             if done() {
                 let mut queue = self.state.lock();
+                let long = queue.last_long > 0;
+                queue.count_company();
                 if queue.waiting.is_empty() {
                     queue.led = false;
                     break;
                 }
-                if extra >= self.limits.extra_groups {
+                // Kept from joining, this thread would be missed in a long group.
+                if long || extra >= self.limits.extra_groups {
                     let next = Arc::clone(&queue.waiting[0]);
                     drop(queue);
                     if !is_planted(Bug::HandOverLost) {
@@ -190,9 +205,7 @@ impl<J> Queue<J> {
                 break;
             }
         }
-        if long {
-            queue.company = group.len();
-        }
+        queue.last_long = if long { group.len() } else { 0 };
         group
     }
 
@@ -204,6 +217,7 @@ impl<J> Queue<J> {
         if !front.is_some_and(|front| front.job.lock().as_ref().is_some_and(S::is_long)) {
             return queue;
         }
+        queue.count_company();
         let mut idle = 0;
         while queue.waiting.len() < queue.company && idle < self.limits.idle_yields {
             let before = queue.waiting.len();

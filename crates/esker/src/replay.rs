@@ -1,12 +1,15 @@
 //! Replays the journal into trees that nobody reads yet.
 //!
 //! What must stay true: a partition takes only what its tables lack; memory stays bounded (memtables
-//! are flushed as they fill); and nothing is removed before the CATALOG that no longer names it is
+//! are flushed as they fill, and what waits to be put into them is little); and nothing is removed before the CATALOG that no longer names it is
 //! stored, so that replay can be repeated from any point.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::catalog::{Catalog, Floor, PartitionEntry};
 use crate::config::Config;
@@ -15,6 +18,7 @@ use crate::files;
 use crate::journal::format::Identity;
 use crate::journal::items::{Item, Items};
 use crate::journal::reader::{self, Frame};
+use crate::memory::entry_bytes;
 use crate::partition::PartitionCore;
 use crate::planted::{Bug, is_planted, unless};
 use crate::survey::JournalPlan;
@@ -37,12 +41,26 @@ pub(crate) struct Replay<'a> {
     next_tree: u64,
 }
 
+/// So much waits for each tree, to be put into its memtable in the order of keys and by several threads.
+const WAITING_BYTES_MAX: u64 = 4 << 20;
+/// Below this another thread costs more than it does.
+const SHARE_LEN_MIN: usize = 2048;
+
+/// One entry on its way into a memtable.
+struct Entry {
+    key: Slice,
+    value: Option<Slice>,
+    seqno: u64,
+}
+
 struct Replayed {
     core: Arc<PartitionCore>,
     /// Commits up to this one are in the tree's tables already.
     upto: u64,
     /// The tree that the last clear made, and the one to read.
     tree: Arc<Tree>,
+    waiting: Vec<Entry>,
+    waiting_bytes: u64,
 }
 
 impl<'a> Replay<'a> {
@@ -60,7 +78,11 @@ impl<'a> Replay<'a> {
                 entry.options.clone(),
                 Arc::clone(&tree),
             );
-            live.insert(entry.id, Replayed { core: Arc::new(core), upto, tree });
+            let core = Arc::new(core);
+            live.insert(
+                entry.id,
+                Replayed { core, upto, tree, waiting: Vec::new(), waiting_bytes: 0 },
+            );
         }
         Ok(Self {
             root: root.to_path_buf(),
@@ -90,6 +112,7 @@ impl<'a> Replay<'a> {
                 self.frame(&path, &frame)
             })?;
         }
+        self.live.values_mut().for_each(Replayed::settle);
         // What CATALOG will say was replayed.
         match plan.replay.last() {
             Some(&last) if newest != plan.last_seqno => Err(changed(&files::segment(source, last))),
@@ -132,13 +155,13 @@ impl<'a> Replay<'a> {
                     let value = value
                         .bytes()
                         .ok_or_else(|| corrupt("a compressed value does not decompress"))?;
-                    target.tree.apply(Slice::from(key), Some(Slice::from(value)), frame.seqno);
+                    target.put(key, Some(Slice::from(value)), frame.seqno);
                 }
                 Item::Delete { partition, key } => {
                     let Some(target) = self.target(partition, frame.seqno, &corrupt)? else {
                         continue;
                     };
-                    target.tree.apply(Slice::from(key), None, frame.seqno);
+                    target.put(key, None, frame.seqno);
                 }
                 Item::Clear { .. } if is_planted(Bug::ClearNotReplayed) => {}
                 Item::Clear { partition } => {
@@ -160,15 +183,15 @@ impl<'a> Replay<'a> {
 
     /// The partition to apply to; `None` when its tables have it or it was dropped later.
     fn target(
-        &self,
+        &mut self,
         partition: u32,
         seqno: u64,
         corrupt: &dyn Fn(&str) -> Error,
-    ) -> Result<Option<&Replayed>> {
+    ) -> Result<Option<&mut Replayed>> {
         if partition >= self.next_partition {
             return Err(corrupt("an item names a partition that CATALOG never had"));
         }
-        Ok(self.live.get(&partition).filter(|target| target.upto < seqno))
+        Ok(self.live.get_mut(&partition).filter(|target| target.upto < seqno))
     }
 
     fn clear(&mut self, partition: u32, seqno: u64) -> Result<()> {
@@ -185,21 +208,28 @@ impl<'a> Replay<'a> {
         // Nobody flushes the old one, which is there until the generations are retired.
         std::mem::replace(&mut target.tree, tree).account().close();
         target.upto = seqno;
+        target.waiting.clear();
+        target.waiting_bytes = 0;
         self.next_tree = id + 1;
         Ok(())
     }
 
     fn bound_memory(&mut self, seqno: u64) -> Result<()> {
         let mut total = 0;
-        for target in self.live.values() {
-            let bytes = target.tree.account().active();
+        for target in self.live.values_mut() {
+            let bytes = target.tree.account().active() + target.waiting_bytes;
             if bytes >= self.config.memtable_bytes {
+                target.settle();
                 target.flush(seqno)?;
             } else {
                 total += bytes;
             }
         }
-        if total >= self.config.write_buffer_bytes_max { self.flush_all(seqno) } else { Ok(()) }
+        if total < self.config.write_buffer_bytes_max {
+            return Ok(());
+        }
+        self.live.values_mut().for_each(Replayed::settle);
+        self.flush_all(seqno)
     }
 
     pub(crate) fn flush_all(&self, newest: u64) -> Result<()> {
@@ -250,6 +280,46 @@ fn changed(path: &Path) -> Error {
 }
 
 impl Replayed {
+    fn put(&mut self, key: &[u8], value: Option<Slice>, seqno: u64) {
+        self.waiting_bytes += entry_bytes(key, value.as_deref());
+        self.waiting.push(Entry { key: Slice::from(key), value, seqno });
+        if self.waiting_bytes >= WAITING_BYTES_MAX {
+            self.settle();
+        }
+    }
+
+    /// Puts what waits into the memtable: neighbours one after the other, whose way is in the
+    /// processor's cache then.
+    fn settle(&mut self) {
+        self.waiting_bytes = 0;
+        let mut entries = std::mem::take(&mut self.waiting);
+        // Stable: of two changes of one entry in a batch the later one must come last.
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        let tree = &self.tree;
+        let apply = |entries: Vec<Entry>| {
+            for Entry { key, value, seqno } in entries {
+                tree.apply(key, value, seqno);
+            }
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        if entries.len() < 2 * SHARE_LEN_MIN || cpus == 1 {
+            return apply(entries);
+        }
+        let mut half = entries.len() / 2;
+        // Changes of one entry stay together.
+        while half < entries.len() && entries[half].key == entries[half - 1].key {
+            half += 1;
+        }
+        let rest = Mutex::new(entries.split_off(half));
+        let apply_rest = || apply(std::mem::take(&mut *rest.lock()));
+        std::thread::scope(|scope| {
+            // Without a helper it only takes longer.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, apply_rest);
+            apply(entries);
+            apply_rest();
+        });
+    }
+
     /// Nobody reads yet, so nothing older than `newest` that is overwritten has to stay.
     fn flush(&self, newest: u64) -> Result<()> {
         let flushing = self.tree.lock_flushing();

@@ -8,12 +8,13 @@
 //!  4. `Tree::compacting`: one compaction of a tree at a time
 //!  5. `Tree::gate`: a compaction's inputs against the next seal
 //!  6. the lead of the commit queue (`Committer::between`, commits)
-//!  7. `Versions::updating`, `PartitionCore::generations`, lsm-tree's own locks
-//!  8. `Journal::syncing`
-//!  9. `Journal::state`
-//! 10. leaves: the queue's mutex, jobs, views, stall, accounts of memory
+//!  7. `Backlog::applying`: one thread puts commits into memtables at a time
+//!  8. `Versions::updating`, `PartitionCore::generations`, lsm-tree's own locks
+//!  9. `Journal::syncing`
+//! 10. `Journal::state`
+//! 11. leaves: the queue's mutex, the backlog's list, jobs, views, stall, accounts of memory
 //!
-//! Closures run by the leader hold number 6 and so may take 7 to 10 only.
+//! Closures run by the leader hold number 6 and so may take 7 to 11 only.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

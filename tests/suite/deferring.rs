@@ -7,7 +7,7 @@ use esker_tests::{Store, content, crash_image, open_content};
 
 /// Every commit waits until somebody reads, or until there are many.
 fn store() -> Store {
-    Store::with(|config| config.defer_after_commits(0))
+    Store::with(|config| config.defer_after_changes(0))
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn checkpoint_flush_clear_drop_and_close_lose_nothing_that_waits() {
 #[test]
 fn little_waits_where_the_write_buffer_is_small() {
     let directory = tempfile::tempdir().unwrap();
-    let config = Config::new(directory.path().join("db")).defer_after_commits(0);
+    let config = Config::new(directory.path().join("db")).defer_after_changes(0);
     let config = config.memtable_bytes(64 << 10).write_buffer_bytes_max(128 << 10);
     let keyspace = config.durability(Durability::Buffer).open().unwrap();
     let p = keyspace.partition("p", Default::default()).unwrap();

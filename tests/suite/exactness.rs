@@ -55,7 +55,7 @@ fn config(path: &Path) -> Config {
         .journal_bytes_max(64 << 10)
         .cache_bytes(1 << 20)
         .worker_threads(2)
-        .defer_after_commits(0)
+        .defer_after_changes(0)
 }
 
 fn options(name: usize) -> PartitionOptions {

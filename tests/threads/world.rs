@@ -56,7 +56,7 @@ impl World {
 
     /// Nothing is applied by who commits it until two batches wait.
     pub fn deferring(limits: Limits) -> Arc<Self> {
-        let few = backlog::Limits { wake_len: 1, len_max: 2, ..backlog::Limits::new(0, u64::MAX) };
+        let few = backlog::Limits { wake_len: 1, len_max: 4, ..backlog::Limits::new(0, u64::MAX) };
         Self::with(limits, few, None)
     }
 
@@ -69,7 +69,7 @@ impl World {
         let (log, shown) = (Arc::clone(&journal), Arc::clone(&views));
         Arc::new(Self {
             committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits, waiting),
-            deferring: waiting.quiet_commits == 0,
+            deferring: waiting.quiet_len == 0,
             told: AtomicU64::new(0),
             journal,
             views,

@@ -8,8 +8,8 @@
 //! memtable in the processor's cache.
 //!
 //! A reader should not do a writer's work, so nothing waits where there are readers: one that finds
-//! something waiting ends the deferring, and it begins again only after [`Limits::quiet_commits`]
-//! commits in which nobody has read.
+//! something waiting ends the deferring, and it begins again only after [`Limits::quiet_len`] changes
+//! in which nobody has read.
 //!
 //! What must stay true:
 //! - One thread applies at a time, in the order of the numbers, and publishes what it has applied.
@@ -31,11 +31,11 @@ use crate::views::Views;
 /// When who applies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Commits without a reader after which commits need not be applied at once.
-    pub(crate) quiet_commits: u64,
-    /// From so many batches on the applier is woken.
+    /// Changes without a reader after which commits need not be applied at once.
+    pub(crate) quiet_len: u64,
+    /// From so many changes on the applier is woken.
     pub(crate) wake_len: usize,
-    /// With so many batches, or so many bytes, the committing thread applies them.
+    /// With so many changes, or so many bytes, the committing thread applies them.
     pub(crate) len_max: usize,
     pub(crate) bytes_max: usize,
     /// So many changes become visible at a time, or one batch.
@@ -44,9 +44,9 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// For a write buffer of which this takes a small part.
-    pub(crate) fn new(quiet_commits: u64, write_buffer_bytes_max: u64) -> Self {
-        let bytes_max = (256 << 10).min(write_buffer_bytes_max / 64) as usize;
-        Self { quiet_commits, wake_len: 256, len_max: 1024, bytes_max, chunk_len: 256 }
+    pub(crate) fn new(quiet_len: u64, write_buffer_bytes_max: u64) -> Self {
+        let bytes_max = (512 << 10).min(write_buffer_bytes_max / 64) as usize;
+        Self { quiet_len, wake_len: 256, len_max: 2048, bytes_max, chunk_len: 256 }
     }
 }
 
@@ -59,8 +59,10 @@ struct Batch {
 #[derive(Default)]
 struct Waiting {
     batches: VecDeque<Batch>,
+    /// Changes and bytes of all of them.
+    len: usize,
     bytes: usize,
-    /// Commits since somebody looked whether there are readers.
+    /// Changes since somebody looked whether there are readers.
     quiet: u64,
 }
 
@@ -120,21 +122,22 @@ impl Backlog {
     /// Adds the commits of a group, each with its number and length, in order. Only the leader of the
     /// commit queue calls this.
     pub(crate) fn add(&self, group: impl Iterator<Item = (u64, Changes, usize)>) -> Then {
-        let Limits { quiet_commits, wake_len, len_max, bytes_max, .. } = self.limits;
+        let Limits { quiet_len, wake_len, len_max, bytes_max, .. } = self.limits;
         let mut waiting = self.waiting.lock();
         let mut last = 0;
         for (seqno, changes, bytes) in group {
-            waiting.batches.push_back(Batch { seqno, changes, bytes });
+            waiting.len += changes.len();
             waiting.bytes += bytes;
-            waiting.quiet += 1;
+            waiting.quiet += changes.len() as u64;
+            waiting.batches.push_back(Batch { seqno, changes, bytes });
             last = seqno;
         }
-        if waiting.quiet >= quiet_commits {
+        if waiting.quiet >= quiet_len {
             waiting.quiet = 0;
             let read = self.read.swap(false, Ordering::AcqRel);
             self.deferring.store(!read, Ordering::Release);
         }
-        let len = waiting.batches.len();
+        let len = waiting.len;
         let full = len >= len_max || waiting.bytes >= bytes_max;
         drop(waiting);
         if full || !self.deferring.load(Ordering::Acquire) {
@@ -200,6 +203,7 @@ impl Backlog {
         while let Some(next) =
             waiting.batches.pop_front_if(|next| last.is_none() || fits(chunk.len(), next))
         {
+            waiting.len -= next.changes.len();
             waiting.bytes -= next.bytes;
             last = Some(next.seqno);
             chunk.extend(next.changes.into_iter().map(|change| (next.seqno, change)));
@@ -211,7 +215,7 @@ impl Backlog {
     /// is woken.
     pub(crate) fn rest_applier(&self) -> bool {
         self.awake.store(false, Ordering::Release);
-        let enough = self.waiting.lock().batches.len() >= self.limits.wake_len;
+        let enough = self.waiting.lock().len >= self.limits.wake_len;
         enough && !self.awake.swap(true, Ordering::AcqRel)
     }
 }

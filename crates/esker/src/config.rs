@@ -40,7 +40,7 @@ pub struct Config {
     pub(crate) journal_segment_bytes: u64,
     pub(crate) memtable_bytes: u64,
     pub(crate) worker_threads: usize,
-    pub(crate) defer_after_commits: u64,
+    pub(crate) defer_after_changes: u64,
     pub(crate) durability: Durability,
     pub(crate) read_only: bool,
     pub(crate) create_if_missing: bool,
@@ -59,10 +59,10 @@ impl Config {
             write_buffer_bytes_max: 256 << 20,
             journal_bytes_max: 512 << 20,
             journal_segment_bytes: 64 << 20,
-            memtable_bytes: 48 << 20,
+            memtable_bytes: 24 << 20,
             worker_threads: cpus.clamp(2, 4),
             // With one processor there is nobody to leave it to.
-            defer_after_commits: if cpus > 1 { 16_384 } else { u64::MAX },
+            defer_after_changes: if cpus > 1 { 16_384 } else { u64::MAX },
             durability: Durability::Buffer,
             read_only: false,
             create_if_missing: true,
@@ -97,7 +97,7 @@ impl Config {
         self
     }
 
-    /// A partition's memtable is written to a table beyond this size, in bytes; default 48 MiB.
+    /// A partition's memtable is written to a table beyond this size, in bytes; default 24 MiB.
     pub fn memtable_bytes(mut self, bytes: u64) -> Self {
         self.memtable_bytes = bytes;
         self
@@ -109,11 +109,11 @@ impl Config {
         self
     }
 
-    /// After so many commits without a read in between, commits are put into memory by a thread of
+    /// After so many changes without a read in between, commits are put into memory by a thread of
     /// their own, which makes long loads faster; default 16,384, and never with one processor. The
-    /// first read after that waits for what is left, a millisecond at most, and ends it.
-    pub fn defer_after_commits(mut self, commits: u64) -> Self {
-        self.defer_after_commits = commits;
+    /// first read after that waits for what is left, a few milliseconds at most, and ends it.
+    pub fn defer_after_changes(mut self, changes: u64) -> Self {
+        self.defer_after_changes = changes;
         self
     }
 

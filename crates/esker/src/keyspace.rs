@@ -320,7 +320,7 @@ impl Shared {
             Arc::clone(&jobs),
             config.memtable_bytes,
             queue::Limits::default(),
-            backlog::Limits::new(config.defer_after_commits, config.write_buffer_bytes_max),
+            backlog::Limits::new(config.defer_after_changes, config.write_buffer_bytes_max),
         );
         Self {
             path: config.path.clone(),

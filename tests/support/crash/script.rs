@@ -30,7 +30,7 @@ pub fn config(path: &Path) -> Config {
         .journal_bytes_max(64 << 10)
         .cache_bytes(1 << 20)
         .worker_threads(2)
-        .defer_after_commits(0)
+        .defer_after_changes(0)
 }
 
 /// Opens or creates one of the partitions.

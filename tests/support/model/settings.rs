@@ -19,7 +19,7 @@ fn tiny() -> PartitionOptions {
 
 /// Memtables of 1 to 4 KiB: every few commits are a flush. Commits wait to be applied until a read.
 fn small(config: Config, memtable_bytes: u64) -> Config {
-    let config = config.defer_after_commits(0);
+    let config = config.defer_after_changes(0);
     config.memtable_bytes(memtable_bytes).journal_segment_bytes(4096).cache_bytes(64 << 10)
 }
 
@@ -27,7 +27,7 @@ fn small(config: Config, memtable_bytes: u64) -> Config {
 pub const SETTINGS: [Settings; 16] = [
     Settings {
         name: "default",
-        config: |c| c.journal_segment_bytes(1 << 20).defer_after_commits(20),
+        config: |c| c.journal_segment_bytes(1 << 20).defer_after_changes(20),
         options,
     },
     Settings {

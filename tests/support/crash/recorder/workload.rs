@@ -33,7 +33,7 @@ pub fn config(path: &Path) -> Config {
         .journal_bytes_max(16 << 10)
         .cache_bytes(1 << 20)
         .worker_threads(2)
-        .defer_after_commits(0)
+        .defer_after_changes(0)
 }
 
 /// Partition `name` separates large values if it is the second one.

@@ -1,7 +1,8 @@
 //! The engine's own sources, compiled once more over `crate::sync`; and what they are placed upon.
 //!
-//! `backlog.rs`, `commit.rs`, `queue.rs`, `views.rs`, `journal/` and `error.rs` are the files of the engine as they
-//! are. The disk and the memtables are stand-ins that keep the books which the checks need.
+//! `backlog.rs`, `commit.rs`, `queue.rs`, `views.rs`, `journal/` and `error.rs` are the files of the
+//! engine as they are. The disk and the memtables are stand-ins that keep the books which the checks
+//! need.
 
 #[allow(dead_code)]
 #[path = "../../crates/esker/src/backlog.rs"]

@@ -41,6 +41,12 @@ fn explored(scenario: &str) {
     passes(&shuttle(scenario, chaos::rounds(ROUNDS), None));
 }
 
+/// For what loom cannot follow: its mutexes do not survive a panic, and its `unpark` also wakes who
+/// waits for a mutex.
+fn explored_by_shuttle(scenario: &str) {
+    passes(&shuttle(scenario, chaos::rounds(10 * ROUNDS), None));
+}
+
 /// Both explorers find the bug, and by one of `symptoms`.
 fn found(bug: &str, scenario: &str, symptoms: &[&str]) {
     for (explorer, output) in [
@@ -132,6 +138,21 @@ fn what_waits_to_be_applied_is_found_by_readers_and_applied_once() {
 #[test]
 fn nothing_waits_to_be_applied_between_groups() {
     explored("deferred-seal");
+}
+
+#[test]
+fn leaders_that_wait_for_company_answer_everybody_in_every_interleaving_of_three() {
+    explored("queue-long");
+}
+
+#[test]
+fn what_panics_when_it_is_applied_later_is_never_visible() {
+    explored_by_shuttle("deferred-panic");
+}
+
+#[test]
+fn close_loses_nothing_that_waits_to_be_applied() {
+    explored_by_shuttle("deferred-close");
 }
 
 #[test]

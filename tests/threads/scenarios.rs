@@ -49,14 +49,17 @@ pub fn silence_planned_panics() {
     }));
 }
 
-pub const ALL: [(&str, Scenario); 16] = [
+pub const ALL: [(&str, Scenario); 19] = [
     ("queue", queue),
     ("queue-hand-over", queue_hand_over),
+    ("queue-long", queue_long),
     ("commits", commits),
     ("hand-over", hand_over),
     ("freeze", freeze),
     ("deferred", deferred),
     ("deferred-seal", deferred_seal),
+    ("deferred-panic", deferred_panic),
+    ("deferred-close", deferred_close),
     ("two-freezes", two_freezes),
     ("drop", drop_partition),
     ("durable-and-buffered", durable_and_buffered),
@@ -70,7 +73,8 @@ pub const ALL: [(&str, Scenario); 16] = [
 
 impl Size {
     fn limits(self) -> Limits {
-        Limits { spins: self.spins, yields: 0, idle_yields: 0, ..Limits::default() }
+        let idle_yields = self.spins.min(1);
+        Limits { spins: self.spins, yields: 0, idle_yields, ..Limits::default() }
     }
 }
 
@@ -92,22 +96,23 @@ fn together(
 
 /// A group of numbers, answered by how many were served before.
 struct Counter {
-    queue: Queue<usize>,
+    queue: Queue<(usize, bool)>,
     served: std::sync::Mutex<Vec<usize>>,
 }
 
 impl Serve for Counter {
-    type Job = usize;
+    /// A number, and whether it takes long.
+    type Job = (usize, bool);
 
-    fn shared_bytes(_job: &usize) -> Option<usize> {
+    fn shared_bytes(_job: &Self::Job) -> Option<usize> {
         Some(1)
     }
 
-    fn is_long(_job: &usize) -> bool {
-        false
+    fn is_long((_, long): &Self::Job) -> bool {
+        *long
     }
 
-    fn serve_alone(&self, job: usize) -> crate::error::Result<u64> {
+    fn serve_alone(&self, (job, _): Self::Job) -> crate::error::Result<u64> {
         let mut served = self.served.lock().expect("no panic");
         served.push(job);
         Ok(served.len() as u64)
@@ -118,7 +123,7 @@ impl Serve for Counter {
         let jobs = jobs.collect::<Vec<_>>();
         // No thread switches while this is locked.
         let mut served = self.served.lock().expect("no panic");
-        let answers = jobs.into_iter().map(|job| {
+        let answers = jobs.into_iter().map(|(job, _)| {
             served.push(job);
             served.len() as u64
         });
@@ -133,11 +138,11 @@ impl Serve for Counter {
 }
 
 /// The queue by itself: few enough steps that all interleavings can be gone through.
-fn submit_to_queue(size: Size, limits: Limits) {
+fn submit_to_queue(size: Size, limits: Limits, long: bool) {
     let served = std::sync::Mutex::default();
     let counter = Arc::new(Counter { queue: Queue::new(limits), served });
-    let submit = |counter: &Counter, number| {
-        let answer = counter.queue.submit(counter, number).expect("an answer");
+    let submit = move |counter: &Counter, number| {
+        let answer = counter.queue.submit(counter, (number, long)).expect("an answer");
         let served = counter.served.lock().expect("no panic");
         assert_eq!(served[answer as usize - 1], number, "the answer to somebody else");
     };
@@ -154,11 +159,17 @@ fn submit_to_queue(size: Size, limits: Limits) {
 }
 
 fn queue(size: Size) {
-    submit_to_queue(size, size.limits());
+    submit_to_queue(size, size.limits(), false);
 }
 
 fn queue_hand_over(size: Size) {
-    submit_to_queue(size, Limits { group_len_max: 1, extra_groups: 0, ..size.limits() });
+    let limits = Limits { group_len_max: 1, extra_groups: 0, ..size.limits() };
+    submit_to_queue(size, limits, false);
+}
+
+/// Who leads waits for company.
+fn queue_long(size: Size) {
+    submit_to_queue(size, size.limits(), true);
 }
 
 /// Commits of different threads share groups.
@@ -249,6 +260,64 @@ fn deferred_seal(size: Size) {
         }
     });
     world.check_all(((size.threads - 2) * size.commits) as u64);
+}
+
+/// Applying the second commit panics, wherever that is done: it is never visible, and from there on
+/// nothing is accepted and nothing is read.
+fn deferred_panic(size: Size) {
+    let world = World::deferring(size.limits());
+    world.partitions[1].panic_at(2);
+    together(size, &world, move |world, number| {
+        let attempt = || match number {
+            0 => world.committer.catch_up(),
+            _ => world.commit(Buffer).map(|_| ()),
+        };
+        for _ in 0..=size.commits {
+            if let Ok(Err(error)) = catch_unwind(AssertUnwindSafe(attempt)) {
+                assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+            }
+        }
+    });
+    // The last chance to meet it.
+    let _ = catch_unwind(AssertUnwindSafe(|| world.committer.catch_up()));
+    assert!(world.views.visible() <= 1, "what panicked is visible");
+    for outcome in [world.committer.check_applied(), world.commit(Buffer).map(|_| ())] {
+        assert_eq!(outcome.map_err(|error| error.kind()), Err(ErrorKind::Poisoned));
+    }
+}
+
+/// As `close`, while commits wait and the applier is at work.
+fn deferred_close(size: Size) {
+    let world = World::deferring(size.limits());
+    let stop = Arc::new(AtomicBool::new(false));
+    let applying = {
+        let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
+        spawn(move || world.committer.run_applier(&|| stop.load(Ordering::Acquire)))
+    };
+    world.committer.set_applier(applying.thread().clone());
+    let writing = {
+        let world = Arc::clone(&world);
+        spawn(move || {
+            for _ in 0..=size.commits {
+                if let Err(error) = world.commit(Buffer) {
+                    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                }
+            }
+        })
+    };
+    stop.store(true, Ordering::Release);
+    world.committer.close();
+    world.committer.wake_applier();
+    applying.join().expect("an applier that ends");
+    let inner = Arc::clone(&world);
+    let last = world.committer.between(move |turn| {
+        inner.check_between(turn);
+        Ok(turn.seqno())
+    });
+    world.journal.finish().expect("an end of the journal");
+    assert_eq!(world.journal.position().last_seqno, last.expect("a last commit"));
+    writing.join().expect("a writer that ends");
+    world.check_all(world.succeeded().len() as u64);
 }
 
 /// Two threads that freeze use up each other's prepared segment.

@@ -99,7 +99,7 @@ impl World {
         let changes = changes.collect::<Vec<_>>();
         let ids = changes.iter().map(|change| change.core.id).collect();
         let outgoing = Outgoing::new(Outgoing::begin(), changes.len() as u32, ids);
-        let outcome = self.committer.commit(outgoing, changes, durability);
+        let outcome = self.committer.commit(outgoing, changes, 1, durability);
         match &outcome {
             Ok(seqno) => self.check_success(*seqno, partitions, durability),
             Err(error) => self.check_refusal(error),

@@ -35,9 +35,10 @@ pub(crate) struct Limits {
     pub(crate) quiet_len: u64,
     /// From so many changes on the applier is woken.
     pub(crate) wake_len: usize,
-    /// With so many changes, or so many bytes, the committing thread applies them.
+    /// With so many changes, or so many bytes in memory, the committing thread applies them. The
+    /// applier is woken at a quarter of the bytes.
     pub(crate) len_max: usize,
-    pub(crate) bytes_max: usize,
+    pub(crate) bytes_max: u64,
     /// So many changes become visible at a time, or one batch.
     pub(crate) chunk_len: usize,
 }
@@ -45,7 +46,7 @@ pub(crate) struct Limits {
 impl Limits {
     /// For a write buffer of which this takes a small part.
     pub(crate) fn new(quiet_len: u64, write_buffer_bytes_max: u64) -> Self {
-        let bytes_max = (512 << 10).min(write_buffer_bytes_max / 64) as usize;
+        let bytes_max = (512 << 10).min(write_buffer_bytes_max / 64);
         Self { quiet_len, wake_len: 256, len_max: 2048, bytes_max, chunk_len: 256 }
     }
 }
@@ -53,7 +54,7 @@ impl Limits {
 struct Batch {
     seqno: u64,
     changes: Changes,
-    bytes: usize,
+    bytes: u64,
 }
 
 #[derive(Default)]
@@ -61,7 +62,7 @@ struct Waiting {
     batches: VecDeque<Batch>,
     /// Changes and bytes of all of them.
     len: usize,
-    bytes: usize,
+    bytes: u64,
     /// Changes since somebody looked whether there are readers.
     quiet: u64,
 }
@@ -119,9 +120,9 @@ impl Backlog {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// Adds the commits of a group, each with its number and length, in order. Only the leader of the
-    /// commit queue calls this.
-    pub(crate) fn add(&self, group: impl Iterator<Item = (u64, Changes, usize)>) -> Then {
+    /// Adds the commits of a group, each with its number and what it takes in memory, in order. Only
+    /// the leader of the commit queue calls this.
+    pub(crate) fn add(&self, group: impl Iterator<Item = (u64, Changes, u64)>) -> Then {
         let Limits { quiet_len, wake_len, len_max, bytes_max, .. } = self.limits;
         let mut waiting = self.waiting.lock();
         let mut last = 0;
@@ -137,8 +138,9 @@ impl Backlog {
             let read = self.read.swap(false, Ordering::AcqRel);
             self.deferring.store(!read, Ordering::Release);
         }
-        let len = waiting.len;
-        let full = len >= len_max || waiting.bytes >= bytes_max;
+        let Waiting { len, bytes, .. } = *waiting;
+        let full = len >= len_max || bytes >= bytes_max;
+        let enough = len >= wake_len || bytes >= bytes_max / 4;
         drop(waiting);
         if full || !self.deferring.load(Ordering::Acquire) {
             return Then::Apply(last);
@@ -146,7 +148,7 @@ impl Backlog {
         if !is_planted(Bug::DeferredNotNoted) {
             self.note_committed(last);
         }
-        if len >= wake_len && !self.awake.swap(true, Ordering::AcqRel) {
+        if enough && !self.awake.swap(true, Ordering::AcqRel) {
             return Then::WakeApplier;
         }
         Then::Nothing
@@ -169,7 +171,7 @@ impl Backlog {
     /// Applies what waits, at least until `upto` is visible. False if that is not possible any more.
     pub(crate) fn apply_upto(&self, upto: u64, views: &Views, apply: &dyn Fn(Change, u64)) -> bool {
         while views.visible() < upto {
-            if !self.apply_some(views, apply) {
+            if !self.apply_some(upto, views, apply) {
                 // Somebody else was faster, or nobody can.
                 return views.visible() >= upto;
             }
@@ -177,10 +179,10 @@ impl Backlog {
         true
     }
 
-    /// Applies the batches that have waited longest. False when nothing is left.
-    pub(crate) fn apply_some(&self, views: &Views, apply: &dyn Fn(Change, u64)) -> bool {
+    /// Applies the batches that have waited longest. False when nothing is left up to `upto`.
+    pub(crate) fn apply_some(&self, upto: u64, views: &Views, apply: &dyn Fn(Change, u64)) -> bool {
         let mut chunk = self.applying.lock();
-        if self.is_broken() {
+        if self.is_broken() || views.visible() >= upto {
             return false;
         }
         let Some(last) = self.take_chunk(&mut chunk) else { return false };
@@ -191,6 +193,8 @@ impl Backlog {
             apply(change, seqno);
         }
         std::mem::forget(unbroken);
+        // A large batch must not keep its room for ever.
+        chunk.shrink_to(self.limits.chunk_len);
         views.publish(last);
         true
     }

@@ -145,10 +145,11 @@ impl Shared {
 
     fn commit(&self, changes: Changes, durability: Option<Durability>) -> Result<u64> {
         let in_memory = |change: &Change| entry_bytes(&change.key, change.value.as_deref());
-        let _room = self.throttle(changes.iter().map(in_memory).sum())?;
+        let bytes = changes.iter().map(in_memory).sum();
+        let _room = self.throttle(bytes)?;
         let durability = durability.unwrap_or(self.config.durability);
         let outgoing = encode(&changes)?;
-        self.committer.commit(outgoing, changes, durability).inspect(|_| self.after_commit())
+        self.committer.commit(outgoing, changes, bytes, durability).inspect(|_| self.after_commit())
     }
 }
 

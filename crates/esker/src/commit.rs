@@ -33,6 +33,8 @@ use crate::views::Views;
 pub(crate) struct Write {
     outgoing: Outgoing,
     changes: Changes,
+    /// What they will take in memory.
+    bytes: u64,
     durability: Durability,
 }
 
@@ -117,9 +119,10 @@ impl Committer {
         &self,
         outgoing: Outgoing,
         changes: Changes,
+        bytes: u64,
         durability: Durability,
     ) -> Result<u64> {
-        self.submit(Job::Write(Write { outgoing, changes, durability }))
+        self.submit(Job::Write(Write { outgoing, changes, bytes, durability }))
     }
 
     /// Runs `f` between two groups, with everything applied and visible, and returns what it returns.
@@ -177,6 +180,7 @@ impl Committer {
         }
         let outcome = closure(&Turn { committer: self });
         let seqno = self.journal.position().last_seqno;
+        assert!(settled || seqno == before, "a pause changes nothing");
         if seqno > before {
             self.views.publish(seqno);
             self.backlog.note_committed(seqno);
@@ -186,10 +190,9 @@ impl Committer {
 
     /// A group of one, by the thread whose it is.
     fn serve_write(&self, write: Write) -> Result<u64> {
-        let Write { mut outgoing, changes, durability } = write;
+        let Write { mut outgoing, changes, bytes, durability } = write;
         self.admit(&changes)?;
         let seqno = self.log(std::slice::from_mut(&mut outgoing), durability, || {})?;
-        let bytes = outgoing.buffer.len();
         self.hand_on(std::iter::once((seqno, changes, bytes)))?;
         Ok(seqno)
     }
@@ -205,7 +208,7 @@ impl Committer {
             }
             durability = durability.max(write.durability);
             frames.push(write.outgoing);
-            members.push((request, write.changes));
+            members.push((request, write.changes, write.bytes));
         }
         if members.is_empty() {
             return;
@@ -224,9 +227,10 @@ impl Committer {
         if is_planted(Bug::AnsweredBeforeApplied) {
             answer(&members, first);
         }
-        let group = members.iter_mut().zip(&frames).map(|((_, changes), frame)| {
-            (frame.seqno, std::mem::take(changes), frame.buffer.len())
-        });
+        let group = members
+            .iter_mut()
+            .zip(&frames)
+            .map(|((_, changes, bytes), frame)| (frame.seqno, std::mem::take(changes), *bytes));
         if let Err(error) = self.hand_on(group) {
             refuse(&members, &error);
             return;
@@ -253,9 +257,9 @@ impl Committer {
         Ok(seqno)
     }
 
-    /// Hands commits that cannot fail any more to whoever applies them, each with its number and its
-    /// length in the journal. They can be answered then.
-    fn hand_on(&self, group: impl ExactSizeIterator<Item = (u64, Changes, usize)>) -> Result<()> {
+    /// Hands commits that cannot fail any more to whoever applies them, each with its number and what
+    /// it takes in memory. They can be answered then.
+    fn hand_on(&self, group: impl ExactSizeIterator<Item = (u64, Changes, u64)>) -> Result<()> {
         self.groups.fetch_add(1, Ordering::Relaxed);
         self.commits.fetch_add(group.len() as u64, Ordering::Relaxed);
         match self.backlog.add(group) {
@@ -295,15 +299,16 @@ impl Committer {
         if self.backlog.is_broken() { Err(self.panicked()) } else { Ok(()) }
     }
 
-    /// The newest commit that was answered.
+    /// The newest commit that was answered or can be read.
     pub(crate) fn committed(&self) -> u64 {
-        self.backlog.committed()
+        self.backlog.committed().max(self.views.visible())
     }
 
     /// What the applier does until it is told to stop, and woken.
     pub(crate) fn run_applier(&self, stop: &dyn Fn() -> bool) {
         while !stop() {
-            while self.backlog.apply_some(&self.views, &|c, seqno| self.apply(c, seqno)) {}
+            let apply = |change, seqno| self.apply(change, seqno);
+            while self.backlog.apply_some(u64::MAX, &self.views, &apply) {}
             if !self.backlog.rest_applier() && !stop() {
                 park();
             }
@@ -370,15 +375,18 @@ impl Serve for Committer {
     }
 }
 
+/// A member of a group, its changes, and what they take in memory.
+type Waiting<'a> = (Member<'a, Committer>, Changes, u64);
+
 /// Answers the members of a group, whose numbers follow one another from `first` on.
-fn answer(members: &[(Member<'_, Committer>, Changes)], first: u64) {
-    for ((request, _), seqno) in members.iter().zip(first..) {
+fn answer(members: &[Waiting<'_>], first: u64) {
+    for ((request, ..), seqno) in members.iter().zip(first..) {
         request.finish(Ok(seqno));
     }
 }
 
-fn refuse(members: &[(Member<'_, Committer>, Changes)], error: &Error) {
-    for (request, _) in members {
+fn refuse(members: &[Waiting<'_>], error: &Error) {
+    for (request, ..) in members {
         request.finish(Err(error.clone()));
     }
 }

@@ -428,6 +428,20 @@ impl Shared {
                 .map_err(|e| Error::io("start a worker thread for", &self.path, e))?;
             workers.push(worker);
         }
+        self.start_applier(&mut workers)?;
+        // What an earlier run left undone.
+        self.update_pressure();
+        for partition in self.versions.current().keys() {
+            self.jobs.request(Job::Compact(*partition));
+        }
+        Ok(())
+    }
+
+    /// Commits are applied later by a thread of its own, where that can happen.
+    fn start_applier(self: &Arc<Self>, workers: &mut Vec<JoinHandle<()>>) -> Result<()> {
+        if self.config.defer_after_changes == u64::MAX {
+            return Ok(());
+        }
         let shared = Arc::clone(self);
         let applier = std::thread::Builder::new()
             .name("esker-applier".into())
@@ -435,11 +449,6 @@ impl Shared {
             .map_err(|e| Error::io("start a thread for", &self.path, e))?;
         self.committer.set_applier(applier.thread().clone());
         workers.push(applier);
-        // What an earlier run left undone.
-        self.update_pressure();
-        for partition in self.versions.current().keys() {
-            self.jobs.request(Job::Compact(*partition));
-        }
         Ok(())
     }
 
@@ -497,7 +506,7 @@ impl Shared {
         self.jobs.stop();
         self.committer.wake_applier();
         for worker in self.workers.lock().drain(..) {
-            // A worker that panicked has poisoned the journal, which `finish` reports.
+            // A worker that panicked has poisoned the journal, or made applying fail: `finish` reports it.
             let _ = worker.join();
         }
         let result = if self.config.read_only { Ok(()) } else { self.finish() };

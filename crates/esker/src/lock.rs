@@ -1,13 +1,13 @@
 //! The lock of a keyspace, and whose lock it is.
 //!
 //! What must stay true: LOCK is one inode for as long as anybody locks it, so it is written in place
-//! and never replaced. A write that is cut short leaves a file that names nobody, which is as good as
+//! and replaced only where it is another directory's as well (and locked by nobody here). A write that is cut short leaves a file that names nobody, which is as good as
 //! an empty one; a file that names somebody is right about it. So LOCK must not name another keyspace
 //! once CATALOG is there, and should name this one before anything else is changed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -60,18 +60,9 @@ impl KeyspaceLock {
         flock(&directory, access, root)?;
         let path = files::lock(root);
         let file = match access {
-            Access::Exclusive => Some(
-                OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(files::FILE_MODE)
-                    .open(&path)
-                    .at("open", &path)?,
-            ),
+            Access::Exclusive => Some(open_or_create(&path)?),
             // A reader changes nothing, so it does not create the file either.
-            Access::Shared => File::open(&path).ok(),
+            Access::Shared => open_own(&path)?,
         };
         if let Some(file) = &file {
             flock(file, access, root)?;
@@ -83,7 +74,7 @@ impl KeyspaceLock {
     pub(crate) fn acquire_untouched(root: &Path) -> Result<Self> {
         let directory = File::open(root).at("open", root)?;
         flock(&directory, Access::Exclusive, root)?;
-        let file = File::open(files::lock(root)).ok();
+        let file = open_own(&files::lock(root))?;
         if let Some(file) = &file {
             flock(file, Access::Exclusive, root)?;
         }
@@ -94,9 +85,8 @@ impl KeyspaceLock {
     pub(crate) fn name(&self, root: &Path, uuid: Option<u128>) -> Result<()> {
         let (path, bytes) = (files::lock(root), uuid.map(encode).unwrap_or_default());
         let Some(file) = &self.file else { return Ok(()) };
-        let named = file.metadata().at("inspect", &path)?.len() == bytes.len() as u64
-            && read(file).at("read", &path)? == bytes;
-        if named {
+        // That it names nobody may be in the page cache alone, over a name on the disk.
+        if uuid.is_some() && read(file).at("read", &path)? == bytes {
             return Ok(());
         }
         let write = || {
@@ -105,6 +95,37 @@ impl KeyspaceLock {
             file.sync_all()
         };
         write().at("write", &path)
+    }
+}
+
+/// Opens LOCK for whoever may write. The copy of a directory by hard links shares the file with its
+/// source, and neither must keep the other out or write over its name: it gets a new one. The
+/// directory is locked, so nobody else does this.
+fn open_or_create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(files::FILE_MODE);
+    let file = options.open(path).at("open", path)?;
+    if file.metadata().at("inspect", path)?.nlink() < 2 {
+        return Ok(file);
+    }
+    files::remove_if_present(path)?;
+    options.open(path).at("create", path)
+}
+
+/// Opens LOCK without changing anything; none if it is missing, not ours to read, or shared with
+/// another directory, whose lock it is as well.
+fn open_own(path: &Path) -> Result<Option<File>> {
+    let Some(file) = open_if_allowed(path)? else { return Ok(None) };
+    let shared = file.metadata().at("inspect", path)?.nlink() > 1;
+    Ok((!shared).then_some(file))
+}
+
+/// A reader may be kept from LOCK, and takes it for missing.
+fn open_if_allowed(path: &Path) -> Result<Option<File>> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    match File::open(path) {
+        Err(e) if matches!(e.kind(), NotFound | PermissionDenied) => Ok(None),
+        file => file.map(Some).at("open", path),
     }
 }
 
@@ -160,8 +181,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Option<u128>> {
 /// Refuses a directory whose LOCK names another keyspace than its CATALOG, which has `uuid`.
 pub(crate) fn check_owner(root: &Path, uuid: u128) -> Result<()> {
     let path = files::lock(root);
-    // A reader may be kept from LOCK, and takes it for missing.
-    let Ok(file) = File::open(&path) else { return Ok(()) };
+    let Some(file) = open_if_allowed(&path)? else { return Ok(()) };
     match decode(&read(&file).at("read", &path)?, &path)? {
         Some(owner) if owner != uuid && !is_planted(Bug::OwnerNotChecked) => {
             Err(Error::corrupt_because(
@@ -219,6 +239,20 @@ mod tests {
         assert!(matches!(&refused, Error::Corrupt(c) if c.path == files::lock(dir.path())));
         lock.name(dir.path(), None).unwrap();
         check_owner(dir.path(), 8).unwrap();
+    }
+
+    #[test]
+    fn directories_that_share_the_file_by_a_hard_link_are_locked_and_named_by_themselves() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        acquire(one.path()).unwrap().name(one.path(), Some(7)).unwrap();
+        std::fs::hard_link(files::lock(one.path()), files::lock(other.path())).unwrap();
+        let untouched = KeyspaceLock::acquire_untouched(one.path()).unwrap();
+        let held = acquire(other.path()).unwrap();
+        check_owner(other.path(), 8).unwrap();
+        held.name(other.path(), Some(8)).unwrap();
+        check_owner(one.path(), 7).unwrap();
+        drop(untouched);
+        let _both = acquire(one.path()).unwrap();
     }
 
     #[test]

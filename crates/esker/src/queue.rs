@@ -63,7 +63,7 @@ pub(crate) trait Serve: Sized {
     /// The size of a job that shares its group with others; `None`: it is served alone.
     fn shared_bytes(job: &Self::Job) -> Option<usize>;
 
-    /// Whether it takes so long that it pays to wait for company, and to sleep meanwhile.
+    /// Whether it takes so long that it pays to wait for company.
     fn is_long(job: &Self::Job) -> bool;
 
     /// Serves a job of the calling thread that nobody shares.
@@ -119,6 +119,9 @@ impl<J> Queue<J> {
         if self.try_lead(long) {
             let mut guard = LeadGuard { queue: self, server, finished: false };
             let outcome = server.serve_alone(job);
+            if long {
+                self.state.lock().last_long = 1;
+            }
             self.lead(&mut guard, || true);
             return outcome;
         }

@@ -1,11 +1,10 @@
 //! Replays the journal into trees that nobody reads yet.
 //!
 //! What must stay true: a partition takes only what its tables lack; memory stays bounded (memtables
-//! are flushed as they fill, and what waits to be put into them is little); and nothing is removed before the CATALOG that no longer names it is
-//! stored, so that replay can be repeated from any point.
+//! are flushed as they fill, and what waits to be put into them is little); and nothing is removed
+//! before the CATALOG that no longer names it is stored, so that replay can be repeated from any point.
 
 use std::collections::BTreeMap;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,7 +40,7 @@ pub(crate) struct Replay<'a> {
     next_tree: u64,
 }
 
-/// So much waits for each tree, to be put into its memtable in the order of keys and by several threads.
+/// So much waits for each tree, to be put into its memtable in the order of keys and by two threads.
 const WAITING_BYTES_MAX: u64 = 4 << 20;
 /// Below this another thread costs more than it does.
 const SHARE_LEN_MIN: usize = 2048;
@@ -301,8 +300,7 @@ impl Replayed {
                 tree.apply(key, value, seqno);
             }
         };
-        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        if entries.len() < 2 * SHARE_LEN_MIN || cpus == 1 {
+        if entries.len() < 2 * SHARE_LEN_MIN {
             return apply(entries);
         }
         let mut half = entries.len() / 2;
@@ -311,7 +309,10 @@ impl Replayed {
             half += 1;
         }
         let rest = Mutex::new(entries.split_off(half));
-        let apply_rest = || apply(std::mem::take(&mut *rest.lock()));
+        let apply_rest = || {
+            let rest = std::mem::take(&mut *rest.lock());
+            apply(rest);
+        };
         std::thread::scope(|scope| {
             // Without a helper it only takes longer.
             let _ = std::thread::Builder::new().spawn_scoped(scope, apply_rest);

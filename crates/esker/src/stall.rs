@@ -4,7 +4,7 @@
 //! ends with an error when that job cannot be done (no space, poisoned, closed); it never ends only
 //! because somebody forgot to notify (the condition is looked at again every few milliseconds).
 //! Writers wait in line: while one waits, later ones queue behind it, so that a large batch is not
-//! kept waiting for ever by small ones that fit. What is let in is reserved until it is applied, so
+//! kept waiting for ever by small ones that fit. What is let in is reserved until it is applied or waits for that (little does), so
 //! that several batches cannot all take the same room.
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub(crate) struct Stall {
     waiting: AtomicU64,
     /// The bytes that the holder of the door wants.
     wanted: AtomicU64,
-    /// Bytes of batches that were let in and are not applied yet.
+    /// Bytes of batches that were let in and are not answered yet.
     reserved: AtomicU64,
     pub(crate) count: AtomicU64,
     pub(crate) nanos: AtomicU64,
@@ -94,7 +94,7 @@ fn level(value: u64, slow: u64, stop: u64) -> Pressure {
 
 impl Shared {
     /// Called before a batch of so many bytes joins the commit queue; the guard goes when it is
-    /// applied.
+    /// answered.
     pub(crate) fn throttle(&self, bytes: u64) -> Result<Room<'_>> {
         if self.stall.waiting.load(Ordering::Relaxed) == 0 {
             match self.take_room(bytes) {

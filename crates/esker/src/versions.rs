@@ -90,9 +90,12 @@ impl Versions {
                 return;
             }
             let mut renewed = Entry::clone(entry);
-            if version.id > renewed.version.id {
+            let (id, known) = (version.id, renewed.version.id);
+            if id > known {
                 renewed.version = Arc::new(version);
                 renewed.manifest = manifest;
+            } else if id == known {
+                renewed.manifest = renewed.manifest.or(manifest);
             }
             renewed.flushed_upto = renewed.flushed_upto.max(flushed_upto.unwrap_or(0));
             *entry = Arc::new(renewed);

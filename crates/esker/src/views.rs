@@ -44,8 +44,7 @@ impl Views {
         self.visible() + 1
     }
 
-    /// Makes commits up to `seqno` visible. Only the leader of the commit queue calls this, after
-    /// they are applied.
+    /// Makes commits up to `seqno` visible, after they are applied.
     pub(crate) fn publish(&self, seqno: u64) {
         self.visible.fetch_max(seqno, Ordering::AcqRel);
     }

@@ -35,8 +35,8 @@ pub(crate) struct Limits {
     pub(crate) quiet_len: u64,
     /// From so many changes on the applier is woken.
     pub(crate) wake_len: usize,
-    /// With so many changes, or so many bytes in memory, the committing thread applies them. The
-    /// applier is woken at a quarter of the bytes.
+    /// From so many changes, or so many bytes in memory, on the committing threads help. The applier is
+    /// woken at a quarter of the bytes, and what takes more than that by itself is applied at once.
     pub(crate) len_max: usize,
     pub(crate) bytes_max: u64,
     /// So many changes become visible at a time, or one batch.
@@ -87,6 +87,8 @@ pub(crate) struct Backlog {
 pub(crate) enum Then {
     Nothing,
     WakeApplier,
+    /// Apply a few of those that have waited longest.
+    Help,
     /// Apply up to this number, and note it as committed.
     Apply(u64),
 }
@@ -125,8 +127,9 @@ impl Backlog {
     pub(crate) fn add(&self, group: impl Iterator<Item = (u64, Changes, u64)>) -> Then {
         let Limits { quiet_len, wake_len, len_max, bytes_max, .. } = self.limits;
         let mut waiting = self.waiting.lock();
-        let mut last = 0;
+        let (mut last, mut added) = (0, 0);
         for (seqno, changes, bytes) in group {
+            added += bytes;
             waiting.len += changes.len();
             waiting.bytes += bytes;
             waiting.quiet += changes.len() as u64;
@@ -140,9 +143,10 @@ impl Backlog {
         }
         let Waiting { len, bytes, .. } = *waiting;
         let full = len >= len_max || bytes >= bytes_max;
+        let large = added >= bytes_max / 4;
         let enough = len >= wake_len || bytes >= bytes_max / 4;
         drop(waiting);
-        if full || !self.deferring.load(Ordering::Acquire) {
+        if large || !self.deferring.load(Ordering::Acquire) {
             return Then::Apply(last);
         }
         if !is_planted(Bug::DeferredNotNoted) {
@@ -151,7 +155,7 @@ impl Backlog {
         if enough && !self.awake.swap(true, Ordering::AcqRel) {
             return Then::WakeApplier;
         }
-        Then::Nothing
+        if full { Then::Help } else { Then::Nothing }
     }
 
     /// What a reader must see; it has nothing to apply if that is visible.

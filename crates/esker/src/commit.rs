@@ -265,6 +265,10 @@ impl Committer {
         match self.backlog.add(group) {
             Then::Nothing => {}
             Then::WakeApplier => self.wake_applier(),
+            Then::Help => {
+                let apply = |change, seqno| self.apply(change, seqno);
+                self.backlog.apply_some(u64::MAX, &self.views, &apply);
+            }
             Then::Apply(upto) => {
                 self.apply_upto(upto)?;
                 self.backlog.note_committed(upto);

@@ -2,10 +2,12 @@
 
 pub mod arguments;
 pub mod bare;
+pub mod compare;
 pub mod fixture;
 pub mod histogram;
 pub mod load;
 pub mod machine;
+pub mod peers;
 pub mod table;
 
 /// What the programs do with an error: stop and print it.

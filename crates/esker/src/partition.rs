@@ -137,14 +137,14 @@ impl fmt::Debug for Partition {
     }
 }
 
-/// Writing. Every call is a batch of one: see [`Batch`] for several changes at once.
+/// Writing. Every call is a batch of one: see [`Batch`](crate::Batch) for several changes at once.
 impl Partition {
     /// Sets `key` to `value`, with the keyspace's durability.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidInput`] for an empty key, a key over 65,535 bytes or a value over
-    /// 4 GiB − 1; otherwise as [`Batch::commit`].
+    /// 4 GiB − 1; otherwise as [`Batch::commit`](crate::Batch::commit).
     pub fn insert(&self, key: impl Into<Slice>, value: impl Into<Slice>) -> Result<()> {
         let shared = self.keyspace.open_shared()?;
         shared.commit_one(self, key.into(), Some(value.into())).map(|_| ())
@@ -163,7 +163,7 @@ impl Partition {
     ///
     /// # Errors
     ///
-    /// As [`Batch::commit`]; also when the new tree cannot be created.
+    /// As [`Batch::commit`](crate::Batch::commit); also when the new tree cannot be created.
     pub fn clear(&self) -> Result<()> {
         self.keyspace.shared().clear_partition(&self.core)
     }

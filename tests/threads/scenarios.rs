@@ -211,16 +211,20 @@ fn freeze(size: Size) {
     world.check_all(((size.threads - 1) * size.commits) as u64);
 }
 
+/// An applier, and what stops it once it is woken.
+fn start_applier(world: &Arc<World>) -> (Arc<AtomicBool>, JoinHandle<()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (applied, stopped) = (Arc::clone(world), Arc::clone(&stop));
+    let applier = spawn(move || applied.committer.run_applier(&|| stopped.load(Ordering::Acquire)));
+    world.committer.set_applier(applier.thread().clone());
+    (stop, applier)
+}
+
 /// Commits that wait are found by readers, and applied once and in order by whoever is first: the
 /// applier, a reader, or who commits.
 fn deferred(size: Size) {
     let world = World::deferring(size.limits());
-    let stop = Arc::new(AtomicBool::new(false));
-    let applying = {
-        let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
-        spawn(move || world.committer.run_applier(&|| stop.load(Ordering::Acquire)))
-    };
-    world.committer.set_applier(applying.thread().clone());
+    let (stop, applying) = start_applier(&world);
     let writers = size.threads - 2;
     together(Size { threads: writers + 1, ..size }, &world, move |world, number| {
         if number == 0 {
@@ -289,12 +293,7 @@ fn deferred_panic(size: Size) {
 /// As `close`, while commits wait and the applier is at work.
 fn deferred_close(size: Size) {
     let world = World::deferring(size.limits());
-    let stop = Arc::new(AtomicBool::new(false));
-    let applying = {
-        let (world, stop) = (Arc::clone(&world), Arc::clone(&stop));
-        spawn(move || world.committer.run_applier(&|| stop.load(Ordering::Acquire)))
-    };
-    world.committer.set_applier(applying.thread().clone());
+    let (stop, applying) = start_applier(&world);
     let writing = {
         let world = Arc::clone(&world);
         spawn(move || {

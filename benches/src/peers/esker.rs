@@ -12,7 +12,9 @@ use std::path::Path;
 
 use ::esker::{Config, Keyspace, Partition, PartitionOptions};
 
-use super::{Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look};
+use super::{
+    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+};
 use crate::Result;
 
 struct Esker {
@@ -107,20 +109,13 @@ impl Session for EskerSession<'_> {
 
     fn scan(&mut self, from: Option<&Key>, direction: Direction, limit: u64) -> Result<u64> {
         let bound = from.map_or(Bound::Unbounded, |key| Bound::Included(key.as_slice()));
-        let mut entries = match direction {
+        let entries = match direction {
             Direction::Forward => self.partition.range::<&[u8], _>((bound, Bound::Unbounded))?,
             Direction::Reverse => self.partition.range::<&[u8], _>((Bound::Unbounded, bound))?,
         };
-        let mut seen = 0;
-        while seen < limit {
-            let entry = match direction {
-                Direction::Forward => entries.next(),
-                Direction::Reverse => entries.next_back(),
-            };
-            let Some(entry) = entry else { break };
+        walk(entries, direction, limit, |entry| {
             look(&entry?.1);
-            seen += 1;
-        }
-        Ok(seen)
+            Ok(())
+        })
     }
 }

@@ -22,7 +22,9 @@ use ::fjall::config::{
 };
 use ::fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
-use super::{Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look};
+use super::{
+    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+};
 use crate::Result;
 use crate::compare::files;
 
@@ -144,21 +146,14 @@ impl Session for FjallSession<'_> {
 
     fn scan(&mut self, from: Option<&Key>, direction: Direction, limit: u64) -> Result<u64> {
         let keyspace = &self.0.keyspace;
-        let mut entries = match (direction, from) {
+        let entries = match (direction, from) {
             (_, None) => keyspace.iter(),
             (Direction::Forward, Some(key)) => keyspace.range(key.as_slice()..),
             (Direction::Reverse, Some(key)) => keyspace.range(..=key.as_slice()),
         };
-        let mut seen = 0;
-        while seen < limit {
-            let entry = match direction {
-                Direction::Forward => entries.next(),
-                Direction::Reverse => entries.next_back(),
-            };
-            let Some(entry) = entry else { break };
+        walk(entries, direction, limit, |entry| {
             look(&entry.into_inner()?.1);
-            seen += 1;
-        }
-        Ok(seen)
+            Ok(())
+        })
     }
 }

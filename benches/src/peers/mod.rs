@@ -194,6 +194,24 @@ pub fn look(bytes: &[u8]) {
     std::hint::black_box(sum);
 }
 
+/// Visits so many entries, from one end or the other; returns how many there were.
+fn walk<T>(
+    mut entries: impl DoubleEndedIterator<Item = T>,
+    direction: Direction,
+    limit: u64,
+    mut visit: impl FnMut(T) -> Result<()>,
+) -> Result<u64> {
+    for seen in 0..limit {
+        let entry = match direction {
+            Direction::Forward => entries.next(),
+            Direction::Reverse => entries.next_back(),
+        };
+        let Some(entry) = entry else { return Ok(seen) };
+        visit(entry)?;
+    }
+    Ok(limit)
+}
+
 type Open = fn(&Path, &Settings) -> Result<Box<dyn Peer>>;
 
 /// An engine that is compiled in.

@@ -19,7 +19,9 @@ use ::redb::{
     Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
 
-use super::{Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look};
+use super::{
+    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+};
 use crate::Result;
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("p");
@@ -128,20 +130,13 @@ impl Session for RedbSession<'_> {
     fn scan(&mut self, from: Option<&Key>, direction: Direction, limit: u64) -> Result<u64> {
         let table = self.0.database.begin_read()?.open_table(TABLE)?;
         let bound = from.map_or(Bound::Unbounded, |key| Bound::Included(key.as_slice()));
-        let mut entries = match direction {
+        let entries = match direction {
             Direction::Forward => table.range::<&[u8]>((bound, Bound::Unbounded))?,
             Direction::Reverse => table.range::<&[u8]>((Bound::Unbounded, bound))?,
         };
-        let mut seen = 0;
-        while seen < limit {
-            let entry = match direction {
-                Direction::Forward => entries.next(),
-                Direction::Reverse => entries.next_back(),
-            };
-            let Some(entry) = entry else { break };
+        walk(entries, direction, limit, |entry| {
             look(entry?.1.value());
-            seen += 1;
-        }
-        Ok(seen)
+            Ok(())
+        })
     }
 }

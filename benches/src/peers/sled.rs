@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use ::sled::{Batch, Config, Db};
 use rustix::fs::FlockOperation;
 
-use super::{Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look};
+use super::{
+    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+};
 use crate::Result;
 
 struct Sled {
@@ -105,21 +107,14 @@ impl Session for SledSession<'_> {
 
     fn scan(&mut self, from: Option<&Key>, direction: Direction, limit: u64) -> Result<u64> {
         let database = &self.0.database;
-        let mut entries = match (direction, from) {
+        let entries = match (direction, from) {
             (_, None) => database.iter(),
             (Direction::Forward, Some(key)) => database.range(key.as_slice()..),
             (Direction::Reverse, Some(key)) => database.range(..=key.as_slice()),
         };
-        let mut seen = 0;
-        while seen < limit {
-            let entry = match direction {
-                Direction::Forward => entries.next(),
-                Direction::Reverse => entries.next_back(),
-            };
-            let Some(entry) = entry else { break };
+        walk(entries, direction, limit, |entry| {
             look(&entry?.1);
-            seen += 1;
-        }
-        Ok(seen)
+            Ok(())
+        })
     }
 }

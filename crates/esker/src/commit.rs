@@ -265,10 +265,8 @@ impl Committer {
         match self.backlog.add(group) {
             Then::Nothing => {}
             Then::WakeApplier => self.wake_applier(),
-            Then::Help => {
-                let apply = |change, seqno| self.apply(change, seqno);
-                self.backlog.apply_some(u64::MAX, &self.views, &apply);
-            }
+            // Nothing is left to do where others were faster.
+            Then::Help => _ = self.apply_some(),
             Then::Apply(upto) => {
                 self.apply_upto(upto)?;
                 self.backlog.note_committed(upto);
@@ -280,6 +278,11 @@ impl Committer {
     fn apply_upto(&self, upto: u64) -> Result<()> {
         let applied = self.backlog.apply_upto(upto, &self.views, &|c, seqno| self.apply(c, seqno));
         if applied { Ok(()) } else { Err(self.panicked()) }
+    }
+
+    /// Applies what has waited longest; false when nothing is left.
+    fn apply_some(&self) -> bool {
+        self.backlog.apply_some(u64::MAX, &self.views, &|c, seqno| self.apply(c, seqno))
     }
 
     fn apply(&self, Change { core, key, value }: Change, seqno: u64) {
@@ -311,8 +314,7 @@ impl Committer {
     /// What the applier does until it is told to stop, and woken.
     pub(crate) fn run_applier(&self, stop: &dyn Fn() -> bool) {
         while !stop() {
-            let apply = |change, seqno| self.apply(change, seqno);
-            while self.backlog.apply_some(u64::MAX, &self.views, &apply) {}
+            while self.apply_some() {}
             if !self.backlog.rest_applier() && !stop() {
                 park();
             }

@@ -1,9 +1,10 @@
 //! The lock of a keyspace, and whose lock it is.
 //!
 //! What must stay true: LOCK is one inode for as long as anybody locks it, so it is written in place
-//! and replaced only where it is another directory's as well (and locked by nobody here). A write that is cut short leaves a file that names nobody, which is as good as
-//! an empty one; a file that names somebody is right about it. So LOCK must not name another keyspace
-//! once CATALOG is there, and should name this one before anything else is changed.
+//! and replaced only where it is another directory's as well (and locked by nobody here). A write that
+//! is cut short leaves a file that names nobody, which is as good as an empty one; a file that names
+//! somebody is right about it. So LOCK must not name another keyspace once CATALOG is there, and
+//! should name this one before anything else is changed.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -136,8 +136,7 @@ impl<J> Queue<J> {
             queue.waiting.push_back(Arc::clone(&request));
             !std::mem::replace(&mut queue.led, true)
         };
-        let yields = self.limits.yields;
-        if lead || request.wait(self.limits.spins, yields) == LEAD {
+        if lead || request.wait(self.limits) == LEAD {
             let mut guard = LeadGuard { queue: self, server, finished: false };
             self.lead(&mut guard, || request.state.load(Ordering::Acquire) == DONE);
         }
@@ -295,7 +294,7 @@ impl<J> Request<J> {
         self.thread.unpark();
     }
 
-    fn wait(&self, spins: usize, yields: usize) -> u8 {
+    fn wait(&self, Limits { spins, yields, .. }: Limits) -> u8 {
         for look in 0.. {
             match self.state.load(Ordering::Acquire) {
                 WAITING if look < spins => spin_loop(),

@@ -457,3 +457,16 @@ fn a_poisoned_keyspace_keeps_the_tree_of_a_creation_that_failed() {
     let after = esker_tests::fingerprint(&store.path().join("partitions"));
     assert_eq!(before, after, "the second attempt touched it");
 }
+
+/// Found by operations of any bytes (ESKER_SEED=11198490659959967128): it was 0 once it was opened again.
+#[test]
+fn an_open_keyspace_without_entries_takes_the_space_of_its_journal() {
+    let mut store = Store::new();
+    store.partition("p");
+    store.close();
+    store.open();
+    store.keyspace().flush().unwrap();
+    let statistics = store.keyspace().statistics();
+    assert_eq!(store.keyspace().disk_space(), statistics.journal_bytes);
+    assert!(statistics.journal_bytes > 0, "{statistics:?}");
+}

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::format::SEGMENT_HEADER_LEN;
 use crate::planted::{Bug, is_planted};
 
 #[derive(Clone, Debug)]
@@ -35,7 +36,9 @@ impl Segments {
             assert_eq!(last.id + 1, id, "journal segments are numbered without gaps");
         }
         let highest = BTreeMap::new();
-        self.all.push_back(Segment { id, bytes: 0, sealed: false, after, chain: 0, highest });
+        // As much as its file holds before the first frame.
+        let bytes = SEGMENT_HEADER_LEN as u64;
+        self.all.push_back(Segment { id, bytes, sealed: false, after, chain: 0, highest });
     }
 
     /// Notes a frame for `partitions` in the active segment, which is now `bytes` long.

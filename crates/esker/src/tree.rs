@@ -36,7 +36,7 @@ pub use lsm_tree::Slice;
 
 pub(crate) use reading::RawIter;
 
-use calls::{guarded, wrap};
+use calls::{guarded, open_uninterrupted, wrap};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
@@ -178,8 +178,7 @@ impl Tree {
         shared: &Shared,
     ) -> Result<Self> {
         let counter = SequenceNumberCounter::default();
-        let config = configure(dir, options, shared, counter.clone());
-        let tree = guarded("open the tree", dir, || config.open())?;
+        let tree = open_uninterrupted(dir, || configure(dir, options, shared, counter.clone()))?;
         let this = Self {
             id,
             dir: dir.to_path_buf(),

@@ -20,6 +20,20 @@ pub(super) fn guarded<T>(
         .map_err(|e| wrap(operation, dir, e))
 }
 
+/// Opens a tree. lsm-tree lists directories and reads with single calls, and gives up where a signal
+/// interrupts one; what it has done by then it finds the next time, as after a crash.
+pub(super) fn open_uninterrupted(
+    dir: &Path,
+    config: impl Fn() -> lsm_tree::Config,
+) -> Result<lsm_tree::AnyTree> {
+    loop {
+        match guarded("open the tree", dir, || config().open()) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// lsm-tree's errors name no file; the tree's directory is the closest that is known. `verify`
 /// finds the file and the offset.
 pub(super) fn wrap(operation: &'static str, dir: &Path, error: lsm_tree::Error) -> Error {

@@ -62,7 +62,7 @@ const ANY: &[Kind] = &[
 ];
 const SPACE: &[Kind] =
     &[Setattr, Mkdir, Symlink, Create, Link, Rename, Write, Fallocate, Fsync, Fsyncdir];
-const SIGNALS: &[Kind] = &[Setattr, Create, Open, Read, Write, Fallocate, Fsync];
+const SIGNALS: &[Kind] = &[Setattr, Create, Open, Read, Write, Fallocate, Fsync, Opendir];
 
 const fn error(name: &'static str, errno: Errno, kinds: &'static [Kind], lasts: bool) -> Failure {
     Failure { name, answer: Answer::Error(errno), kinds, lasts }

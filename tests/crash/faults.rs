@@ -251,6 +251,22 @@ fn a_poisoned_keyspace_without_partitions_refuses_to_flush() {
 }
 
 #[test]
+fn a_checkpoint_links_nothing_from_its_staging_directory() {
+    let Some(mount) = mount(Image::default(), None) else { return };
+    let keyspace = config(&mount.path().join("db")).open().unwrap();
+    let partition = keyspace.partition("one", PartitionOptions::default()).unwrap();
+    partition.insert("key", "value").unwrap();
+    keyspace.flush().unwrap();
+    partition.insert("key", "another").unwrap();
+    // The probe is refused, later links are not. What was written in the staging directory was
+    // never synced, and a link to it would count as durable.
+    mount.desk().fail_after(failure("EPERM").unwrap(), 0);
+    let report = keyspace.backup_to(mount.path().join("checkpoint")).unwrap();
+    assert!(mount.desk().was_hit());
+    assert_eq!((report.linked.files, report.copied.files), (0, 2), "{report:?}");
+}
+
+#[test]
 fn a_disk_that_cannot_say_what_is_there_is_not_taken_for_an_empty_one() {
     let Some(whole) = mount(Image::default(), None) else { return };
     let keyspace = config(&whole.path().join("db")).open().unwrap();

@@ -24,7 +24,7 @@ use crate::lock;
 use crate::manifest::{self, Version};
 use crate::planted::{Bug, unless};
 use crate::progress::Progress;
-use crate::transfer::{Placed, Transfer, Way, can_link, link_if_equal};
+use crate::transfer::{Placed, Rungs, Way, can_link, link_if_equal};
 
 /// Trees that are built at the same time. A directory takes one change at a time, and every tree has
 /// directories of its own; beyond this the filesystem's journal is what they wait for.
@@ -111,7 +111,8 @@ impl Plan {
         tables.chain(segments).next().map_or(Ok(true), |file| can_link(&file, dir))
     }
 
-    /// The same files in another directory that was built from this plan.
+    /// The same files in another directory that was built from this plan. What is there need not be
+    /// durable, so it must not be linked.
     pub(crate) fn rebased(self, source: &Path) -> Self {
         Self { source: source.to_path_buf(), ..self }
     }
@@ -121,7 +122,7 @@ impl Plan {
     pub(crate) fn build(
         &self,
         dir: &Path,
-        transfer: Transfer,
+        rungs: Rungs,
         begin: Progress,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Built> {
@@ -130,7 +131,7 @@ impl Plan {
             files::create_new_dir(&path)?;
             built.to_sync.push(path);
         }
-        let site = Site::new(self, dir, transfer, begin);
+        let site = Site::new(self, dir, rungs, begin);
         report(site.progress());
         std::thread::scope(|scope| {
             for _ in 1..site.threads() {
@@ -168,7 +169,7 @@ enum Identity {
 struct Site<'a> {
     plan: &'a Plan,
     dir: &'a Path,
-    transfer: Transfer,
+    rungs: Rungs,
     begin: Progress,
     files_done: AtomicU64,
     bytes_done: AtomicU64,
@@ -180,13 +181,13 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(plan: &'a Plan, dir: &'a Path, transfer: Transfer, begin: Progress) -> Self {
+    fn new(plan: &'a Plan, dir: &'a Path, rungs: Rungs, begin: Progress) -> Self {
         let files = |t: &PlannedTree| t.version.tables().count() + t.version.blobs.len();
         let files_total = plan.trees.iter().map(files).sum::<usize>() + plan.segments.len();
         Self {
             plan,
             dir,
-            transfer,
+            rungs,
             begin: Progress { files_total: files_total as u64, ..begin },
             files_done: AtomicU64::new(0),
             bytes_done: AtomicU64::new(0),
@@ -251,7 +252,7 @@ impl<'a> Site<'a> {
         files: Vec<(u64, u128)>,
         report: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        let way = Way::open(from, to.clone(), self.transfer)?;
+        let way = Way::open(from, to.clone(), self.rungs)?;
         for (id, hash) in files {
             let name = files::numbered(id);
             let placed = way.place(&name)?;
@@ -270,7 +271,7 @@ impl<'a> Site<'a> {
         built: &mut Built,
     ) -> Result<()> {
         let version = files::version(to, tree.version.id);
-        if self.transfer == Transfer::Auto
+        if self.rungs.link
             && link_if_equal(&files::version(from, tree.version.id), &version, &tree.manifest)
         {
             let hash = Identity::Hash(xxh3_128(&tree.manifest));
@@ -299,8 +300,8 @@ impl<'a> Site<'a> {
         let name = files::segment_name(segment.id);
         let (from, into) = (files::journal(&self.plan.source), files::journal(self.dir));
         // A reflink would share what is on the disk, and what was read may be in the page cache alone.
-        let transfer = if segment.sealed { self.transfer } else { Transfer::Copy };
-        let placed = Way::open(from, into, transfer)?.place(&name)?;
+        let rungs = if segment.sealed { self.rungs } else { Rungs::COPY };
+        let placed = Way::open(from, into, rungs)?.place(&name)?;
         let mut built = Built::default();
         self.note(&mut built, to, placed, Identity::Chain(segment.chain), report);
         Ok(built)

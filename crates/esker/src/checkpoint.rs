@@ -33,7 +33,7 @@ use crate::planted::{Bug, is_planted};
 use crate::progress::{Moved, Phase, Progress};
 use crate::recovery;
 use crate::structure::catalog_entry;
-use crate::transfer::Transfer;
+use crate::transfer::{Rungs, Transfer};
 use crate::verify::check_directory;
 use crate::versions::{Entry, VersionMap};
 
@@ -255,20 +255,17 @@ impl<'a> CheckpointBuilder<'a> {
         let direct = self.transfer == Transfer::Auto && plan.can_link_into(dir)?;
         let staging = if direct { None } else { stage(shared, &plan)? };
         let first_dir = staging.as_ref().map_or(dir, Unfinished::path);
-        let transfer = if staging.is_some() { Transfer::Auto } else { self.transfer };
-        let mut built = plan.build(
-            first_dir,
-            transfer,
-            Progress::begin(Phase::Link, 0, 0),
-            &mut *self.progress,
-        )?;
+        let wanted = Rungs::from(self.transfer);
+        let rungs = if staging.is_some() { Transfer::Auto.into() } else { wanted };
+        let mut built =
+            plan.build(first_dir, rungs, Progress::begin(Phase::Link, 0, 0), &mut *self.progress)?;
         drop((pins, holds));
         let pinned = began.elapsed();
         shared.jobs.request(crate::jobs::Job::Tidy);
         if let Some(staging) = &staging {
             plan = plan.rebased(staging.path());
             let begin = Progress::begin(Phase::Copy, 0, built.placed_bytes);
-            built = plan.build(dir, self.transfer, begin, &mut *self.progress)?;
+            built = plan.build(dir, wanted.without_links(), begin, &mut *self.progress)?;
         }
         Ok(Taken { plan, built, seqno, freeze, pinned, left_out })
     }

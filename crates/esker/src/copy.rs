@@ -114,7 +114,7 @@ pub fn cold_copy(
     let unfinished = Unfinished::create(files::unfinished(target, assemble::tag())?)?;
     let phase = if transfer == Transfer::Copy { Phase::Copy } else { Phase::Link };
     let begin = Progress::begin(phase, 0, 0);
-    let built = plan.build(unfinished.path(), transfer, begin, &mut *progress)?;
+    let built = plan.build(unfinished.path(), transfer.into(), begin, &mut *progress)?;
     progress(Progress::begin(Phase::Sync, 0, 0));
     let head = CheckpointHead::new(&plan.catalog, seqno, now_ms(), Vec::new());
     let sealed = built.seal(unfinished.path(), &plan.catalog, &head);

@@ -9,7 +9,7 @@
 //!  5. `Tree::gate`: a compaction's inputs against the next seal
 //!  6. the lead of the commit queue (`Committer::between`, commits)
 //!  7. `Backlog::applying`: one thread puts commits into memtables at a time
-//!  8. `Versions::updating`, `PartitionCore::generations`, lsm-tree's own locks
+//!  8. `Versions::updating`, lsm-tree's own locks
 //!  9. `Journal::syncing`
 //! 10. `Journal::state`
 //! 11. leaves: the queue's mutex, the backlog's list, jobs, views, stall, accounts of memory

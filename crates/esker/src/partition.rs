@@ -9,7 +9,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::RwLock;
+use arc_swap::ArcSwap;
 
 use crate::error::{Error, Result};
 use crate::keyspace::{Keyspace, Shared};
@@ -20,6 +20,7 @@ use crate::tree::{RawIter, Slice, Tree};
 pub(crate) const NAME_LEN_MAX: usize = 255;
 
 /// One tree and the commit that made it this partition's: 0, or the clear it came from.
+#[derive(Clone)]
 struct Generation {
     since: u64,
     tree: Arc<Tree>,
@@ -29,27 +30,35 @@ pub(crate) struct PartitionCore {
     pub(crate) id: u32,
     pub(crate) name: String,
     pub(crate) options: PartitionOptions,
-    /// Oldest first, never empty.
-    generations: RwLock<Vec<Generation>>,
+    /// Oldest first, never empty. Every read and every change looks here, so that nobody takes a lock
+    /// or counts references.
+    generations: ArcSwap<Vec<Generation>>,
     dropped: AtomicBool,
 }
 
 impl PartitionCore {
     pub(crate) fn new(id: u32, name: String, options: PartitionOptions, tree: Arc<Tree>) -> Self {
-        let generations = RwLock::new(vec![Generation { since: 0, tree }]);
+        let generations = ArcSwap::from_pointee(vec![Generation { since: 0, tree }]);
         Self { id, name, options, generations, dropped: AtomicBool::new(false) }
     }
 
     /// The tree that commits go to.
     pub(crate) fn tree(&self) -> Arc<Tree> {
-        Arc::clone(&self.generations.read().last().expect("a partition has a tree").tree)
+        Arc::clone(newest(&self.generations.load()))
     }
 
     /// The tree that a view at `read_seqno` reads.
     pub(crate) fn tree_at(&self, read_seqno: u64) -> Arc<Tree> {
-        let generations = self.generations.read();
-        let seen = generations.iter().rev().find(|g| g.since < read_seqno);
-        Arc::clone(&seen.unwrap_or(&generations[0]).tree)
+        Arc::clone(seen_at(&self.generations.load(), read_seqno))
+    }
+
+    /// Runs a short read at `read_seqno`; `None` when a merge may have dropped what it should have seen.
+    fn read_at<T>(
+        &self,
+        read_seqno: u64,
+        read: impl FnOnce(&Tree) -> Result<T>,
+    ) -> Option<Result<T>> {
+        seen_at(&self.generations.load(), read_seqno).read(read_seqno, read)
     }
 
     /// Applies one change of a committed batch; true when the memtable has just outgrown
@@ -61,29 +70,36 @@ impl PartitionCore {
         seqno: u64,
         memtable_bytes: u64,
     ) -> bool {
-        let generations = self.generations.read();
-        let tree = &generations.last().expect("a partition has a tree").tree;
+        let generations = self.generations.load();
+        let tree = newest(&generations);
         tree.apply(key, value, seqno) >= memtable_bytes && tree.ask_for_flush()
     }
 
     /// Commit `since` cleared the partition: later commits go to `tree`.
     pub(crate) fn begin_generation(&self, since: u64, tree: Arc<Tree>) {
-        self.generations.write().push(Generation { since, tree });
+        self.generations.rcu(|generations| {
+            let mut longer = Vec::clone(generations);
+            longer.push(Generation { since, tree: Arc::clone(&tree) });
+            longer
+        });
     }
 
     /// Lets go of trees that no view older than `oldest_view` can ask for, and dooms them. The
     /// caller drops them outside of every lock that readers take: that deletes their files.
     #[must_use = "dropping the trees deletes their files"]
     pub(crate) fn retire_generations(&self, oldest_view: Option<u64>) -> Vec<Arc<Tree>> {
-        let mut generations = self.generations.write();
-        let mut retired = Vec::new();
-        while generations.len() > 1
-            && oldest_view.is_none_or(|oldest| generations[1].since < oldest)
-        {
-            let tree = generations.remove(0).tree;
-            tree.doom();
-            retired.push(tree);
+        let superseded = |generations: &[Generation]| {
+            let later = generations.iter().skip(1);
+            later.take_while(|g| oldest_view.is_none_or(|oldest| g.since < oldest)).count()
+        };
+        if superseded(&self.generations.load()) == 0 {
+            return Vec::new();
         }
+        let before =
+            self.generations.rcu(|generations| generations[superseded(generations)..].to_vec());
+        let retired: Vec<_> =
+            before[..superseded(&before)].iter().map(|g| Arc::clone(&g.tree)).collect();
+        retired.iter().for_each(|tree| tree.doom());
         retired
     }
 
@@ -93,7 +109,7 @@ impl PartitionCore {
 
     /// Dooms every tree: the directories go with the last handle.
     pub(crate) fn doom(&self) {
-        for generation in self.generations.read().iter() {
+        for generation in self.generations.load().iter() {
             generation.tree.doom();
         }
     }
@@ -104,6 +120,15 @@ impl PartitionCore {
         }
         Ok(())
     }
+}
+
+fn newest(generations: &[Generation]) -> &Arc<Tree> {
+    &generations.last().expect("a partition has a tree").tree
+}
+
+fn seen_at(generations: &[Generation], read_seqno: u64) -> &Arc<Tree> {
+    let seen = generations.iter().rev().find(|g| g.since < read_seqno);
+    &seen.unwrap_or(&generations[0]).tree
 }
 
 /// Names are file-like words for people: not empty, at most 255 bytes, no slash, no NUL.
@@ -305,7 +330,7 @@ impl Partition {
         loop {
             shared.committer.catch_up()?;
             let at = shared.views.read_seqno();
-            if let Some(result) = self.core.tree_at(at).read(at, |tree| read(tree, at)) {
+            if let Some(result) = self.core.read_at(at, |tree| read(tree, at)) {
                 return result;
             }
         }

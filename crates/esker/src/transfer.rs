@@ -35,6 +35,31 @@ pub enum Transfer {
     Copy,
 }
 
+/// The rungs that one building of a directory may use.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Rungs {
+    pub(crate) link: bool,
+    reflink: bool,
+}
+
+impl Rungs {
+    pub(crate) const COPY: Self = Self { link: false, reflink: false };
+
+    /// From a directory whose files may not be synced: a link would count as durable.
+    pub(crate) fn without_links(self) -> Self {
+        Self { link: false, ..self }
+    }
+}
+
+impl From<Transfer> for Rungs {
+    fn from(transfer: Transfer) -> Self {
+        match transfer {
+            Transfer::Auto => Self { link: true, reflink: true },
+            Transfer::Copy => Self::COPY,
+        }
+    }
+}
+
 /// Two directories between which files keep their names. Both are held open: the kernel would walk
 /// the paths anew for every file, which costs as much as a tenth of a link.
 pub(crate) struct Way {
@@ -42,20 +67,20 @@ pub(crate) struct Way {
     to: PathBuf,
     from_dir: File,
     to_dir: File,
-    transfer: Transfer,
+    rungs: Rungs,
 }
 
 impl Way {
-    pub(crate) fn open(from: PathBuf, to: PathBuf, transfer: Transfer) -> Result<Self> {
+    pub(crate) fn open(from: PathBuf, to: PathBuf, rungs: Rungs) -> Result<Self> {
         let from_dir = File::open(&from).at("open", &from)?;
         let to_dir = File::open(&to).at("open", &to)?;
-        Ok(Self { from, to, from_dir, to_dir, transfer })
+        Ok(Self { from, to, from_dir, to_dir, rungs })
     }
 
     /// Brings an immutable file over; returns how, and its length. Links need no sync of their own
     /// bytes; what was reflinked or copied must be synced by the caller.
     pub(crate) fn place(&self, name: &str) -> Result<(Placed, u64)> {
-        if self.transfer == Transfer::Auto {
+        if self.rungs.link {
             let linked =
                 rustix::fs::linkat(&self.from_dir, name, &self.to_dir, name, AtFlags::empty());
             match linked {
@@ -70,7 +95,7 @@ impl Way {
     /// Brings a mutable file's bytes over: never a link.
     fn duplicate(&self, name: &str) -> Result<(Placed, u64)> {
         let (source, target) = (self.from.join(name), self.to.join(name));
-        let placed = if self.transfer == Transfer::Auto && reflink(&source, &target)? {
+        let placed = if self.rungs.reflink && reflink(&source, &target)? {
             Placed::Reflinked
         } else {
             copy(&source, &target)?;

@@ -21,5 +21,6 @@ mod options;
 mod readonly;
 mod recovery;
 mod snapshots;
+mod transactions;
 mod transcript;
 mod verify;

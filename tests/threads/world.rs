@@ -68,7 +68,7 @@ impl World {
         let (journal, views) = (Arc::new(journal), Arc::new(Views::new(0)));
         let (log, shown) = (Arc::clone(&journal), Arc::clone(&views));
         Arc::new(Self {
-            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits, waiting),
+            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits, waiting, None),
             deferring: waiting.quiet_len == 0,
             told: AtomicU64::new(0),
             journal,
@@ -99,7 +99,7 @@ impl World {
         let changes = changes.collect::<Vec<_>>();
         let ids = changes.iter().map(|change| change.core.id).collect();
         let outgoing = Outgoing::new(Outgoing::begin(), changes.len() as u32, ids);
-        let outcome = self.committer.commit(outgoing, changes, 1, durability);
+        let outcome = self.committer.commit(outgoing, changes, 1, durability, None);
         match &outcome {
             Ok(seqno) => self.check_success(*seqno, partitions, durability),
             Err(error) => self.check_refusal(error),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::Durability;
+use crate::conflict::Check;
 use crate::error::{Error, Result};
 use crate::journal::items::{self, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::journal::writer::{Named, Outgoing};
@@ -13,6 +14,8 @@ use crate::keyspace::{Keyspace, Shared};
 use crate::memory::entry_bytes;
 use crate::partition::{Partition, PartitionCore};
 use crate::tree::Slice;
+
+pub(crate) type Key = Slice;
 
 /// One change, as the memtables take it. No value: a removal.
 pub(crate) struct Change {
@@ -123,7 +126,12 @@ impl Batch {
 }
 
 impl Shared {
-    fn check_change(&self, partition: &Partition, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+    pub(crate) fn check_change(
+        &self,
+        partition: &Partition,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<()> {
         self.check_keyspace(partition)?;
         partition.core.check_alive()?;
         check_key(key)?;
@@ -144,12 +152,25 @@ impl Shared {
     }
 
     fn commit(&self, changes: Changes, durability: Option<Durability>) -> Result<u64> {
+        let _turn = self.take_turn();
+        self.commit_in_turn(changes, durability, None)
+    }
+
+    /// Commits what nobody but a transaction could be in the way of, and that only if the check
+    /// allows it.
+    pub(crate) fn commit_in_turn(
+        &self,
+        changes: Changes,
+        durability: Option<Durability>,
+        check: Option<Box<Check<Key>>>,
+    ) -> Result<u64> {
         let in_memory = |change: &Change| entry_bytes(&change.key, change.value.as_deref());
         let bytes = changes.iter().map(in_memory).sum();
         let _room = self.throttle(bytes)?;
         let durability = durability.unwrap_or(self.config.durability);
         let outgoing = encode(&changes)?;
-        self.committer.commit(outgoing, changes, bytes, durability).inspect(|_| self.after_commit())
+        let committed = self.committer.commit(outgoing, changes, bytes, durability, check);
+        committed.inspect(|_| self.after_commit())
     }
 }
 

@@ -21,7 +21,8 @@ use smallvec::smallvec;
 
 use crate::Durability;
 use crate::backlog::{self, Backlog, Then};
-use crate::batch::{Change, Changes};
+use crate::batch::{Change, Changes, Key};
+use crate::conflict::{Check, Conflicts};
 use crate::error::{Error, Result};
 use crate::jobs::{Job as BackgroundJob, Jobs};
 use crate::journal::writer::{Journal, Outgoing};
@@ -36,6 +37,8 @@ pub(crate) struct Write {
     /// What they will take in memory.
     bytes: u64,
     durability: Durability,
+    /// What has to be unchanged.
+    check: Option<Box<Check<Key>>>,
 }
 
 type Closure = Box<dyn FnOnce(&Turn<'_>) -> Result<()> + Send>;
@@ -60,6 +63,8 @@ pub(crate) struct Committer {
     /// A memtable beyond this is flushed.
     memtable_bytes_max: u64,
     backlog: Backlog,
+    /// There are optimistic transactions.
+    conflicts: Option<Arc<Conflicts<Key>>>,
     applier: OnceLock<Thread>,
     pub(crate) commits: AtomicU64,
     pub(crate) groups: AtomicU64,
@@ -86,6 +91,9 @@ impl Turn<'_> {
         let mut buffer = Outgoing::begin();
         buffer.extend_from_slice(item);
         let mut frame = Outgoing::new(buffer, 1, smallvec![partition]);
+        if let Some(conflicts) = &self.committer.conflicts {
+            conflicts.note_all(partition, self.seqno() + 1);
+        }
         self.committer.journal.append(std::slice::from_mut(&mut frame), now_ms())
     }
 }
@@ -98,6 +106,7 @@ impl Committer {
         memtable_bytes_max: u64,
         limits: Limits,
         waiting: backlog::Limits,
+        conflicts: Option<Arc<Conflicts<Key>>>,
     ) -> Self {
         let seqno = journal.position().last_seqno;
         Self {
@@ -108,21 +117,23 @@ impl Committer {
             queue: Queue::new(limits),
             closed: AtomicBool::new(false),
             backlog: Backlog::new(seqno, waiting),
+            conflicts,
             applier: OnceLock::new(),
             commits: AtomicU64::new(0),
             groups: AtomicU64::new(0),
         }
     }
 
-    /// Commits a batch and returns its sequence number.
+    /// Commits a batch, if what it depends on is unchanged, and returns its sequence number.
     pub(crate) fn commit(
         &self,
         outgoing: Outgoing,
         changes: Changes,
         bytes: u64,
         durability: Durability,
+        check: Option<Box<Check<Key>>>,
     ) -> Result<u64> {
-        self.submit(Job::Write(Write { outgoing, changes, bytes, durability }))
+        self.submit(Job::Write(Write { outgoing, changes, bytes, durability, check }))
     }
 
     /// Runs `f` between two groups, with everything applied and visible, and returns what it returns.
@@ -190,8 +201,8 @@ impl Committer {
 
     /// A group of one, by the thread whose it is.
     fn serve_write(&self, write: Write) -> Result<u64> {
-        let Write { mut outgoing, changes, bytes, durability } = write;
-        self.admit(&changes)?;
+        self.admit(&write, 0)?;
+        let Write { mut outgoing, changes, bytes, durability, .. } = write;
         let seqno = self.log(std::slice::from_mut(&mut outgoing), durability, || {})?;
         self.hand_on(std::iter::once((seqno, changes, bytes)))?;
         Ok(seqno)
@@ -202,7 +213,7 @@ impl Committer {
             (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
         let mut durability = Durability::Buffer;
         for (request, write) in writes {
-            if let Err(refused) = self.admit(&write.changes) {
+            if let Err(refused) = self.admit(&write, members.len() as u64) {
                 request.finish(Err(refused));
                 continue;
             }
@@ -332,12 +343,17 @@ impl Committer {
         }
     }
 
-    fn admit(&self, changes: &[Change]) -> Result<()> {
+    /// Whether a write can be committed, behind so many others of its group.
+    fn admit(&self, write: &Write, behind: u64) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed { path: self.journal.root().to_path_buf() });
         }
         self.check_applied()?;
-        changes.iter().try_for_each(|change| change.core.check_alive())
+        write.changes.iter().try_for_each(|change| change.core.check_alive())?;
+        let Some(conflicts) = &self.conflicts else { return Ok(()) };
+        let seqno = self.journal.position().last_seqno + 1 + behind;
+        let keys = write.changes.iter().map(|change| (change.core.id, &change.key));
+        conflicts.admit(write.check.as_deref(), seqno, keys)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::keyspace::Keyspace;
+use crate::transaction::{TxKeyspace, TxKind};
 
 /// When a commit counts as done.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,7 +148,18 @@ impl Config {
     /// not what was written: nothing is changed then.
     pub fn open(self) -> Result<Keyspace> {
         self.validate()?;
-        Keyspace::open_with(self)
+        Keyspace::open_with(self, None)
+    }
+
+    /// Opens the keyspace with transactions of that kind. Its files are the same: it can be opened
+    /// in every way, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::open`].
+    pub fn open_transactional(self, kind: TxKind) -> Result<TxKeyspace> {
+        self.validate()?;
+        TxKeyspace::open_with(self, kind)
     }
 
     fn validate(&self) -> Result<()> {

@@ -77,6 +77,10 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// Something that the transaction has read was changed by another one before it could commit:
+    /// nothing was written.
+    #[error("another transaction changed what this one has read; begin it again")]
+    Conflict,
     /// The partition behind this handle was dropped.
     #[error("the partition {name:?} was dropped")]
     PartitionDropped {
@@ -112,6 +116,8 @@ pub enum Error {
 pub enum ErrorKind {
     /// Space, quota or file descriptors ran out: nothing was lost, try again when there is room.
     Retry,
+    /// Another transaction was faster: begin this one again.
+    Conflict,
     /// Change the argument: a bad key, name, path or option.
     FixInput,
     /// Bytes are damaged: restore from a checkpoint.
@@ -165,6 +171,7 @@ impl Error {
             Self::Locked { .. } => ErrorKind::Locked,
             Self::Closed { .. } => ErrorKind::Closed,
             Self::Poisoned { .. } => ErrorKind::Poisoned,
+            Self::Conflict => ErrorKind::Conflict,
             Self::InvalidInput(_)
             | Self::NotAKeyspace { .. }
             | Self::UnsupportedFormat { .. }

@@ -2,6 +2,7 @@
 //!
 //! Lock order. A thread that holds one of these may take only locks with a higher number:
 //!
+//!  0. the turn of a single writer (`WriterTurn`)
 //!  1. `Shared::backup`: one checkpoint at a time
 //!  2. `Shared::catalog`: the set of partitions and the CATALOG file
 //!  3. `Tree::flushing`: one flush of a tree at a time
@@ -12,9 +13,10 @@
 //!  8. `Versions::updating`, lsm-tree's own locks
 //!  9. `Journal::syncing`
 //! 10. `Journal::state`
-//! 11. leaves: the queue's mutex, the backlog's list, jobs, views, stall, accounts of memory
+//! 11. `Conflicts::state`
+//! 12. leaves: the queue's mutex, the backlog's list, jobs, views, stall, accounts of memory
 //!
-//! Closures run by the leader hold number 6 and so may take 7 to 11 only.
+//! Closures run by the leader hold number 6 and so may take 7 to 12 only.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use crate::catalog::Catalog;
 use crate::checkpoint::{CheckpointBuilder, CheckpointReport};
 use crate::commit::Committer;
 use crate::config::{Config, Durability, PersistMode};
+use crate::conflict::Conflicts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{Job, Jobs};
 use crate::journal::writer::Journal;
@@ -42,6 +45,7 @@ use crate::recovery;
 use crate::snapshot::Snapshot;
 use crate::stall::{AtomicPressure, Stall};
 use crate::statistics::Statistics;
+use crate::transaction::{Held, TxKind, WriterTurn};
 use crate::versions::Versions;
 use crate::views::Views;
 use crate::{partition, tree};
@@ -58,6 +62,10 @@ pub(crate) struct Shared {
     pub(crate) journal: Arc<Journal>,
     pub(crate) views: Arc<Views>,
     pub(crate) committer: Committer,
+    /// There are optimistic transactions.
+    pub(crate) conflicts: Option<Arc<Conflicts<tree::Slice>>>,
+    /// There are transactions, one at a time.
+    turn: Option<Arc<WriterTurn>>,
     pub(crate) versions: Arc<Versions>,
     pub(crate) trees: tree::Shared,
     pub(crate) jobs: Arc<Jobs>,
@@ -145,9 +153,9 @@ impl Keyspace {
         Config::new(path).open()
     }
 
-    pub(crate) fn open_with(config: Config) -> Result<Self> {
+    pub(crate) fn open_with(config: Config, transactions: Option<TxKind>) -> Result<Self> {
         let recovered = recovery::open(&config)?;
-        let shared = Arc::new(Shared::new(config, recovered));
+        let shared = Arc::new(Shared::new(config, recovered, transactions));
         let keyspace = Self { handle: Arc::new(Handle(Arc::clone(&shared))) };
         shared.start_workers()?;
         Ok(keyspace)
@@ -311,9 +319,12 @@ impl Keyspace {
 }
 
 impl Shared {
-    fn new(config: Config, recovered: recovery::Recovered) -> Self {
+    fn new(config: Config, recovered: recovery::Recovered, transactions: Option<TxKind>) -> Self {
         let jobs = Arc::new(Jobs::new(config.worker_threads));
         let views = Arc::new(Views::new(recovered.catalog.last_seqno));
+        let optimistic = transactions == Some(TxKind::Optimistic);
+        let conflicts = optimistic.then(|| Arc::new(Conflicts::new(Arc::clone(&views))));
+        let one_at_a_time = transactions == Some(TxKind::SingleWriter);
         let committer = Committer::new(
             Arc::clone(&recovered.journal),
             Arc::clone(&views),
@@ -321,6 +332,7 @@ impl Shared {
             config.memtable_bytes,
             queue::Limits::default(),
             backlog::Limits::new(config.defer_after_changes, config.write_buffer_bytes_max),
+            conflicts.clone(),
         );
         Self {
             path: config.path.clone(),
@@ -331,6 +343,8 @@ impl Shared {
             journal: recovered.journal,
             views,
             committer,
+            conflicts,
+            turn: one_at_a_time.then(Arc::default),
             versions: Arc::new(recovered.versions),
             trees: recovered.trees,
             jobs,
@@ -354,6 +368,11 @@ impl Shared {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// Waits until no transaction is open, where there is one at a time.
+    pub(crate) fn take_turn(&self) -> Option<Held> {
+        self.turn.as_ref().map(WriterTurn::take)
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! A read view of the whole keyspace at one commit.
 
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -22,8 +22,12 @@ impl Snapshot {
     pub(crate) fn new(keyspace: Keyspace) -> Self {
         // What keeps it from catching up is found again by every read.
         let _ = keyspace.shared().committer.catch_up();
-        let view = Arc::new(keyspace.shared().views.open());
-        Self { view, keyspace }
+        Self::of(keyspace.shared().views.open(), keyspace)
+    }
+
+    /// The snapshot that a view sees.
+    pub(crate) fn of(view: View, keyspace: Keyspace) -> Self {
+        Self { view: Arc::new(view), keyspace }
     }
 
     /// The newest commit that the snapshot sees.
@@ -68,8 +72,16 @@ impl Snapshot {
         partition: &Partition,
         range: R,
     ) -> Result<Iter> {
+        self.between(partition, owned_bounds(&range))
+    }
+
+    pub(crate) fn between(
+        &self,
+        partition: &Partition,
+        bounds: (Bound<Slice>, Bound<Slice>),
+    ) -> Result<Iter> {
         let tree = self.tree(partition)?;
-        let raw = tree.range(owned_bounds(&range), self.view.read_seqno());
+        let raw = tree.range(bounds, self.view.read_seqno());
         Ok(Iter::new(raw, tree, self.keyspace.clone()))
     }
 

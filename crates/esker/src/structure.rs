@@ -105,6 +105,7 @@ impl Shared {
 
     /// `Partition::clear`: the partition moves on to an empty tree.
     pub(crate) fn clear_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
+        let _turn = self.take_turn();
         let _open = self.begin_operation()?;
         core.check_alive()?;
         let mut catalog = self.catalog.lock();
@@ -133,6 +134,7 @@ impl Shared {
 
     /// Drops the partition `name`; false when there is none.
     pub(crate) fn drop_partition(&self, name: &str) -> Result<bool> {
+        let _turn = self.take_turn();
         let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         let Some(core) = self.find_partition(name) else { return Ok(false) };

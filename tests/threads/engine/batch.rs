@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
+pub type Key = u64;
+
 /// One write of a batch.
 pub struct Change {
     pub core: Arc<Core>,

@@ -95,12 +95,7 @@ impl Tree {
     }
 
     pub(crate) fn prefix(&self, prefix: &[u8], read_seqno: u64) -> RawIter {
-        if is_too_long(prefix) {
-            let nothing = Slice::from(&prefix[..1]);
-            let bounds = (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
-            return self.range(bounds, read_seqno);
-        }
-        self.range(lsm_tree::range::prefix_to_range(prefix), read_seqno)
+        self.range(prefix_bounds(prefix), read_seqno)
     }
 
     fn packed(&self, bounds: &(Bound<Slice>, Bound<Slice>), read_seqno: u64) -> Option<Packed> {
@@ -233,6 +228,15 @@ impl End {
             Self::Back => found < key,
         }
     }
+}
+
+/// Where the keys lie that begin with `prefix`.
+pub(crate) fn prefix_bounds(prefix: &[u8]) -> (Bound<Slice>, Bound<Slice>) {
+    if is_too_long(prefix) {
+        let nothing = Slice::from(&prefix[..1]);
+        return (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
+    }
+    lsm_tree::range::prefix_to_range(prefix)
 }
 
 /// Longer than any key: lsm-tree panics when asked for it.

@@ -1,0 +1,114 @@
+//! A snapshot's entries with a transaction's own changes laid over them.
+
+use std::collections::btree_map;
+use std::fmt;
+
+use crate::error::Result;
+use crate::partition::Iter;
+use crate::tree::Slice;
+
+/// Entries in key order, from both ends, as the transaction sees them.
+pub struct TxIter<'a> {
+    base: Ends<Iter>,
+    own: Ends<Own<'a>>,
+}
+
+impl fmt::Debug for TxIter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TxIter").finish_non_exhaustive()
+    }
+}
+
+/// A transaction's changes of one partition; no value: a removal.
+pub(super) type Own<'a> = btree_map::Range<'a, Slice, Option<Slice>>;
+
+/// An iterator that can be looked into from both ends.
+struct Ends<I: Iterator> {
+    inner: I,
+    front: Option<I::Item>,
+    back: Option<I::Item>,
+}
+
+impl<I: DoubleEndedIterator> Ends<I> {
+    fn new(inner: I) -> Self {
+        Self { inner, front: None, back: None }
+    }
+
+    /// The next item from that end, which stays.
+    fn look(&mut self, end: End) -> Option<&I::Item> {
+        let Self { inner, front, back } = self;
+        let (near, far) = match end {
+            End::Front => (front, back),
+            End::Back => (back, front),
+        };
+        if near.is_none() {
+            let next = match end {
+                End::Front => inner.next(),
+                End::Back => inner.next_back(),
+            };
+            // Of what was looked at from the other end nothing may be missed.
+            *near = next.or_else(|| far.take());
+        }
+        near.as_ref()
+    }
+
+    fn take(&mut self, end: End) -> Option<I::Item> {
+        match end {
+            End::Front => self.front.take(),
+            End::Back => self.back.take(),
+        }
+    }
+}
+
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum End {
+    Front,
+    Back,
+}
+
+impl<'a> TxIter<'a> {
+    pub(super) fn new(base: Iter, own: Own<'a>) -> Self {
+        Self { base: Ends::new(base), own: Ends::new(own) }
+    }
+
+    fn step(&mut self, end: End) -> Option<Result<(Slice, Slice)>> {
+        loop {
+            let key = match self.base.look(end) {
+                Some(Ok((key, _))) => Some(key),
+                Some(Err(_)) => return self.base.take(end),
+                None => None,
+            };
+            let own = self.own.look(end).map(|(own, _)| *own);
+            let order = match (own, key) {
+                (None, None) => return None,
+                (None, Some(_)) => return self.base.take(end),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (Some(own), Some(key)) => own.cmp(key),
+            };
+            let nearer = if end == End::Front { order } else { order.reverse() };
+            if own.is_some() && key.is_some() && nearer.is_gt() {
+                return self.base.take(end);
+            }
+            if order.is_eq() {
+                self.base.take(end);
+            }
+            if let Some((key, Some(value))) = self.own.take(end) {
+                return Some(Ok((key.clone(), value.clone())));
+            }
+        }
+    }
+}
+
+impl Iterator for TxIter<'_> {
+    type Item = Result<(Slice, Slice)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step(End::Front)
+    }
+}
+
+impl DoubleEndedIterator for TxIter<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.step(End::Back)
+    }
+}

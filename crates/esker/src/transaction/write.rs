@@ -1,0 +1,353 @@
+//! A transaction that can write.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::iter::TxIter;
+use super::keyspace::TxKeyspace;
+use super::turn::Held;
+use crate::Durability;
+use crate::batch::{Change, Changes};
+use crate::conflict::{self, Check, Open, Reads};
+use crate::error::{Error, Result};
+use crate::partition::{Partition, PartitionCore, owned_bounds};
+use crate::snapshot::Snapshot;
+use crate::tree::{Slice, prefix_bounds};
+
+/// Reads of one moment and changes that happen together, or not at all: at [`WriteTx::commit`], or
+/// never if the transaction is dropped.
+///
+/// It sees its own changes. In an optimistic keyspace everything that it reads is noted, ranges as
+/// they were asked for, however much of them was read; [`WriteTx::commit`] fails with
+/// [`Error::Conflict`] when something of it has been changed meanwhile. In a keyspace with a single
+/// writer everybody else who wants to change something waits until the transaction is over; a
+/// thread that does so itself, beside its own transaction, waits for ever.
+#[must_use = "a transaction does nothing until it is committed"]
+pub struct WriteTx {
+    keyspace: TxKeyspace,
+    snapshot: Snapshot,
+    own: BTreeMap<u32, Own>,
+    /// What an optimistic transaction has read.
+    reads: Option<Mutex<Reads<Slice>>>,
+    durability: Option<Durability>,
+    /// A change that could not be accepted; `commit` returns it.
+    refused: Option<Error>,
+    _open: Option<Open<Slice>>,
+    /// Given back last.
+    _turn: Option<Held>,
+}
+
+/// The changes of one partition; no value: a removal.
+struct Own {
+    core: Arc<PartitionCore>,
+    changes: BTreeMap<Slice, Option<Slice>>,
+}
+
+/// Where a partition without changes of this transaction is read from.
+static UNCHANGED: BTreeMap<Slice, Option<Slice>> = BTreeMap::new();
+
+impl fmt::Debug for WriteTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteTx").field("seqno", &self.seqno()).finish_non_exhaustive()
+    }
+}
+
+impl WriteTx {
+    pub(super) fn begin(keyspace: &TxKeyspace) -> Result<Self> {
+        let shared = keyspace.open_shared()?;
+        shared.check_writable()?;
+        let turn = shared.take_turn();
+        // Whoever waited may find the keyspace closed.
+        shared.check_writable()?;
+        shared.committer.catch_up()?;
+        let (snapshot, reads, open) = match &shared.conflicts {
+            Some(conflicts) => {
+                let (view, open) = conflicts.begin();
+                let snapshot = Snapshot::of(view, (**keyspace).clone());
+                (snapshot, Some(Mutex::default()), Some(open))
+            }
+            None => (keyspace.snapshot(), None, None),
+        };
+        let keyspace = keyspace.clone();
+        let (own, durability, refused) = (BTreeMap::new(), None, None);
+        Ok(Self { keyspace, snapshot, own, reads, durability, refused, _open: open, _turn: turn })
+    }
+
+    /// The newest commit that the transaction sees.
+    pub fn seqno(&self) -> u64 {
+        self.snapshot.seqno()
+    }
+
+    /// How durable the changes are when [`WriteTx::commit`] returns; the keyspace's default
+    /// otherwise.
+    pub fn durability(&mut self, durability: Durability) -> &mut Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshot::get`]; [`Error::InvalidInput`] for a partition of another keyspace.
+    pub fn get(&self, partition: &Partition, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        let key = key.as_ref();
+        match self.own(partition).get(key) {
+            Some(own) => Ok(own.clone()),
+            None => {
+                self.note_key(partition, key);
+                self.snapshot.get(partition, key)
+            }
+        }
+    }
+
+    /// Whether there is a value for `key`.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn contains_key(&self, partition: &Partition, key: impl AsRef<[u8]>) -> Result<bool> {
+        let key = key.as_ref();
+        match self.own(partition).get(key) {
+            Some(own) => Ok(own.is_some()),
+            None => {
+                self.note_key(partition, key);
+                self.snapshot.contains_key(partition, key)
+            }
+        }
+    }
+
+    /// The length of the value of `key`, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn size_of(&self, partition: &Partition, key: impl AsRef<[u8]>) -> Result<Option<u32>> {
+        let key = key.as_ref();
+        match self.own(partition).get(key) {
+            Some(own) => Ok(own.as_ref().map(|value| value.len() as u32)),
+            None => {
+                self.note_key(partition, key);
+                self.snapshot.size_of(partition, key)
+            }
+        }
+    }
+
+    /// The entries whose keys lie in `range`, in key order.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`]; damage shows in the items.
+    pub fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(
+        &self,
+        partition: &Partition,
+        range: R,
+    ) -> Result<TxIter<'_>> {
+        self.between(partition, owned_bounds(&range))
+    }
+
+    /// The entries whose keys begin with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::range`].
+    pub fn prefix(&self, partition: &Partition, prefix: impl AsRef<[u8]>) -> Result<TxIter<'_>> {
+        self.between(partition, prefix_bounds(prefix.as_ref()))
+    }
+
+    /// All entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::range`].
+    pub fn iter(&self, partition: &Partition) -> Result<TxIter<'_>> {
+        self.between(partition, (Bound::Unbounded, Bound::Unbounded))
+    }
+
+    /// The entry with the smallest key.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn first_key_value(&self, partition: &Partition) -> Result<Option<(Slice, Slice)>> {
+        self.iter(partition)?.next().transpose()
+    }
+
+    /// The entry with the largest key.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn last_key_value(&self, partition: &Partition) -> Result<Option<(Slice, Slice)>> {
+        self.iter(partition)?.next_back().transpose()
+    }
+
+    /// The number of entries, counted one by one.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn len(&self, partition: &Partition) -> Result<usize> {
+        self.iter(partition)?.try_fold(0, |count, entry| entry.map(|_| count + 1))
+    }
+
+    /// Whether there is no entry.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn is_empty(&self, partition: &Partition) -> Result<bool> {
+        Ok(self.first_key_value(partition)?.is_none())
+    }
+
+    /// Sets `key` to `value` in `partition`.
+    ///
+    /// # Errors
+    ///
+    /// A bad key or value, a partition that was dropped or is of another keyspace: the transaction
+    /// cannot be committed any more.
+    pub fn insert(
+        &mut self,
+        partition: &Partition,
+        key: impl Into<Slice>,
+        value: impl Into<Slice>,
+    ) -> Result<()> {
+        self.change(partition, key.into(), Some(value.into()))
+    }
+
+    /// Removes `key` from `partition`; it need not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::insert`].
+    pub fn remove(&mut self, partition: &Partition, key: impl Into<Slice>) -> Result<()> {
+        self.change(partition, key.into(), None)
+    }
+
+    /// Removes `key` and returns the value that it had.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`] and [`WriteTx::insert`].
+    pub fn take(&mut self, partition: &Partition, key: impl Into<Slice>) -> Result<Option<Slice>> {
+        self.fetch_update(partition, key, |_| None)
+    }
+
+    /// Sets `key` to what `update` makes of its value, or removes it where that is `None`; returns
+    /// the value before.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`] and [`WriteTx::insert`].
+    pub fn fetch_update(
+        &mut self,
+        partition: &Partition,
+        key: impl Into<Slice>,
+        update: impl FnOnce(Option<&Slice>) -> Option<Slice>,
+    ) -> Result<Option<Slice>> {
+        self.update(partition, key.into(), update).map(|(before, _)| before)
+    }
+
+    /// As [`WriteTx::fetch_update`]; returns the value afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`] and [`WriteTx::insert`].
+    pub fn update_fetch(
+        &mut self,
+        partition: &Partition,
+        key: impl Into<Slice>,
+        update: impl FnOnce(Option<&Slice>) -> Option<Slice>,
+    ) -> Result<Option<Slice>> {
+        self.update(partition, key.into(), update).map(|(_, after)| after)
+    }
+
+    /// Commits every change under one sequence number, which is returned. A transaction without
+    /// changes commits nothing, never has a conflict, and returns the newest number that it sees.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`]: something that was read has been changed meanwhile, and nothing was
+    /// written; [`TxKeyspace::transact`] begins again by itself. Otherwise as
+    /// [`Batch::commit`](crate::Batch::commit).
+    pub fn commit(self) -> Result<u64> {
+        let shared = self.keyspace.open_shared()?;
+        shared.check_writable()?;
+        if let Some(refused) = self.refused {
+            return Err(refused);
+        }
+        let mut changes = Changes::new();
+        for Own { core, changes: own } in self.own.into_values() {
+            let change = |(key, value)| Change { core: Arc::clone(&core), key, value };
+            changes.extend(own.into_iter().map(change));
+        }
+        if changes.is_empty() {
+            return Ok(self.snapshot.seqno());
+        }
+        let read_seqno = self.snapshot.seqno() + 1;
+        let check = |reads: Mutex<_>| Box::new(Check { read_seqno, reads: reads.into_inner() });
+        shared.commit_in_turn(changes, self.durability, self.reads.map(check))
+    }
+
+    /// Gives up every change. Dropping the transaction does the same.
+    pub fn rollback(self) {}
+
+    fn own(&self, partition: &Partition) -> &BTreeMap<Slice, Option<Slice>> {
+        match self.own.get(&partition.core.id) {
+            // A partition of another keyspace has no changes here, and is refused when it is read.
+            Some(own) if Arc::ptr_eq(&own.core, &partition.core) => &own.changes,
+            _ => &UNCHANGED,
+        }
+    }
+
+    fn note_key(&self, partition: &Partition, key: &[u8]) {
+        if let Some(reads) = &self.reads {
+            reads.lock().key(partition.core.id, Slice::from(key));
+        }
+    }
+
+    fn between(
+        &self,
+        partition: &Partition,
+        bounds: (Bound<Slice>, Bound<Slice>),
+    ) -> Result<TxIter<'_>> {
+        if let Some(reads) = &self.reads {
+            reads.lock().range(partition.core.id, bounds.clone());
+        }
+        let base = self.snapshot.between(partition, bounds.clone())?;
+        let own = self.own(partition);
+        let own = if conflict::is_empty(&bounds) { &UNCHANGED } else { own };
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let bounds = if conflict::is_empty(&bounds) { all } else { bounds };
+        Ok(TxIter::new(base, own.range(bounds)))
+    }
+
+    fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> Result<()> {
+        let shared = self.keyspace.open_shared()?;
+        if let Err(error) = shared.check_change(partition, &key, value.as_deref()) {
+            self.refused.get_or_insert_with(|| error.clone());
+            return Err(error);
+        }
+        let core = || Own { core: Arc::clone(&partition.core), changes: BTreeMap::new() };
+        self.own.entry(partition.core.id).or_insert_with(core).changes.insert(key, value);
+        Ok(())
+    }
+
+    fn update(
+        &mut self,
+        partition: &Partition,
+        key: Slice,
+        update: impl FnOnce(Option<&Slice>) -> Option<Slice>,
+    ) -> Result<(Option<Slice>, Option<Slice>)> {
+        let before = self.get(partition, &key)?;
+        let after = update(before.as_ref());
+        if before != after {
+            self.change(partition, key, after.clone())?;
+        }
+        Ok((before, after))
+    }
+}

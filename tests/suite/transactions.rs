@@ -1,0 +1,631 @@
+//! Transactions of both kinds: what they see, what they refuse, and that they could have run one
+//! after the other.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex, mpsc};
+use std::time::Duration;
+
+use esker::{
+    Config, Error, ErrorKind, Keyspace, PartitionOptions, Slice, TxKeyspace, TxKind, TxPartition,
+    WriteTx,
+};
+use esker_tests::chaos::{self, Rng};
+
+const KINDS: [TxKind; 2] = [TxKind::SingleWriter, TxKind::Optimistic];
+
+fn open(path: &Path, kind: TxKind) -> (TxKeyspace, TxPartition) {
+    let keyspace = Config::new(path).open_transactional(kind).unwrap();
+    let partition = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    (keyspace, partition)
+}
+
+fn in_both_kinds(test: impl Fn(TxKeyspace, TxPartition)) {
+    for kind in KINDS {
+        let dir = chaos::memory_dir();
+        let (keyspace, partition) = open(&dir.path().join("db"), kind);
+        test(keyspace, partition);
+    }
+}
+
+fn optimistic(test: impl Fn(TxKeyspace, TxPartition)) {
+    let dir = chaos::memory_dir();
+    let (keyspace, partition) = open(&dir.path().join("db"), TxKind::Optimistic);
+    test(keyspace, partition);
+}
+
+fn is_conflict<T: std::fmt::Debug>(outcome: esker::Result<T>) -> bool {
+    match outcome {
+        Ok(_) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+            assert!(matches!(error, Error::Conflict));
+            true
+        }
+    }
+}
+
+fn number(value: Option<&Slice>) -> u64 {
+    value.map_or(0, |value| String::from_utf8_lossy(value).parse().unwrap())
+}
+
+#[test]
+fn a_transaction_sees_its_own_changes_and_nobody_else_does_before_it_commits() {
+    in_both_kinds(|keyspace, p| {
+        p.insert("a", "1").unwrap();
+        p.insert("b", "2").unwrap();
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&p, "a", "10").unwrap();
+        tx.remove(&p, "b").unwrap();
+        tx.insert(&p, "c", "30").unwrap();
+        assert_eq!(tx.get(&p, "a").unwrap().as_deref(), Some(&b"10"[..]));
+        assert!(!tx.contains_key(&p, "b").unwrap());
+        assert_eq!(tx.size_of(&p, "c").unwrap(), Some(2));
+        assert_eq!(tx.size_of(&p, "b").unwrap(), None);
+        assert_eq!(tx.len(&p).unwrap(), 2);
+        assert_eq!(tx.last_key_value(&p).unwrap().unwrap().0, "c");
+        for outside in [p.get("c").unwrap(), keyspace.read_tx().get(&p, "c").unwrap()] {
+            assert_eq!(outside, None, "a dirty read");
+        }
+        let before = keyspace.read_tx();
+        let seqno = tx.commit().unwrap();
+        assert_eq!(keyspace.seqno(), seqno);
+        assert_eq!(before.len(&p).unwrap(), 2);
+        assert_eq!(before.get(&p, "b").unwrap().as_deref(), Some(&b"2"[..]));
+        assert_eq!(p.get("b").unwrap(), None);
+        assert_eq!(p.get("c").unwrap().as_deref(), Some(&b"30"[..]));
+    });
+}
+
+#[test]
+fn a_transaction_that_is_dropped_or_rolled_back_leaves_nothing() {
+    in_both_kinds(|keyspace, p| {
+        let before = keyspace.seqno();
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&p, "a", "1").unwrap();
+        drop(tx);
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&p, "a", "1").unwrap();
+        tx.rollback();
+        let failed = keyspace.transact(|tx| {
+            tx.insert(&p, "a", "1")?;
+            Err::<(), _>(Error::InvalidInput("no".into()))
+        });
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::FixInput);
+        assert_eq!(keyspace.seqno(), before);
+        assert!(p.is_empty().unwrap());
+    });
+}
+
+#[test]
+fn a_transaction_without_changes_commits_nothing_and_has_no_conflict() {
+    in_both_kinds(|keyspace, p| {
+        p.insert("a", "1").unwrap();
+        let tx = keyspace.write_tx().unwrap();
+        let seen = tx.seqno();
+        assert!(tx.get(&p, "a").unwrap().is_some());
+        if keyspace.kind() == TxKind::Optimistic {
+            p.insert("a", "2").unwrap();
+        }
+        let before = keyspace.seqno();
+        assert_eq!(tx.commit().unwrap(), seen);
+        assert_eq!(keyspace.seqno(), before);
+    });
+}
+
+/// The range as a model has it.
+fn model_range(
+    model: &BTreeMap<Vec<u8>, Vec<u8>>,
+    bounds: &(Bound<Vec<u8>>, Bound<Vec<u8>>),
+) -> Vec<(Vec<u8>, Vec<u8>)> {
+    use std::ops::RangeBounds as _;
+    let inside = |key: &Vec<u8>| bounds.contains(key);
+    model.iter().filter(|(key, _)| inside(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn bound(rng: &mut Rng) -> Bound<Vec<u8>> {
+    let key = vec![b'a' + rng.below(12) as u8; 1 + rng.below(2) as usize];
+    match rng.below(3) {
+        0 => Bound::Unbounded,
+        1 => Bound::Included(key),
+        _ => Bound::Excluded(key),
+    }
+}
+
+#[test]
+fn ranges_of_a_transaction_are_those_of_a_map_from_both_ends() {
+    let seed = chaos::seed("ranges_of_a_transaction");
+    in_both_kinds(|keyspace, p| {
+        let mut rng = Rng::new(seed);
+        let mut model = BTreeMap::new();
+        for round in 0..60 {
+            let mut tx = keyspace.write_tx().unwrap();
+            let mut own = model.clone();
+            for _ in 0..rng.below(12) {
+                let key = vec![b'a' + rng.below(12) as u8; 1 + rng.below(2) as usize];
+                if rng.one_in(3) {
+                    tx.remove(&p, key.clone()).unwrap();
+                    own.remove(&key);
+                } else {
+                    let value = rng.bytes(3);
+                    tx.insert(&p, key.clone(), value.clone()).unwrap();
+                    own.insert(key, value);
+                }
+            }
+            for _ in 0..20 {
+                let bounds = (bound(&mut rng), bound(&mut rng));
+                let mut expected = model_range(&own, &bounds);
+                let mut iter = tx.range(&p, bounds.clone()).unwrap();
+                let (mut front, mut back) = (Vec::new(), Vec::new());
+                loop {
+                    let from_front = rng.one_in(2);
+                    let entry = if from_front { iter.next() } else { iter.next_back() };
+                    let Some(entry) = entry else { break };
+                    let (key, value) = entry.unwrap();
+                    let side = if from_front { &mut front } else { &mut back };
+                    side.push((key.to_vec(), value.to_vec()));
+                }
+                assert!(iter.next().is_none() && iter.next_back().is_none());
+                back.reverse();
+                front.extend(back);
+                assert_eq!(front, expected, "seed {seed}, round {round}, {bounds:?}");
+                let prefix = [b'a' + rng.below(12) as u8];
+                expected = own
+                    .iter()
+                    .filter(|(key, _)| key.starts_with(&prefix))
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect();
+                let found: Vec<_> = tx
+                    .prefix(&p, prefix)
+                    .unwrap()
+                    .map(|entry| entry.map(|(k, v)| (k.to_vec(), v.to_vec())).unwrap())
+                    .collect();
+                assert_eq!(found, expected, "seed {seed}, round {round}, prefix {prefix:?}");
+            }
+            if rng.one_in(3) {
+                tx.rollback();
+            } else {
+                tx.commit().unwrap();
+                model = own;
+            }
+            if rng.one_in(5) {
+                keyspace.flush().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_lost_update_is_a_conflict() {
+    optimistic(|keyspace, p| {
+        p.insert("n", "1").unwrap();
+        let (mut a, mut b) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        for tx in [&mut a, &mut b] {
+            let read = number(tx.get(&p, "n").unwrap().as_ref());
+            tx.insert(&p, "n", (read + 1).to_string()).unwrap();
+        }
+        a.commit().unwrap();
+        assert!(is_conflict(b.commit()));
+        assert_eq!(number(p.get("n").unwrap().as_ref()), 2);
+    });
+}
+
+#[test]
+fn write_skew_is_a_conflict() {
+    optimistic(|keyspace, p| {
+        // Two doctors on call; each goes if the other stays.
+        p.insert("ada", "on").unwrap();
+        p.insert("bob", "on").unwrap();
+        let (mut a, mut b) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        for (tx, who, other) in [(&mut a, "ada", "bob"), (&mut b, "bob", "ada")] {
+            assert_eq!(tx.get(&p, other).unwrap().as_deref(), Some(&b"on"[..]));
+            tx.insert(&p, who, "off").unwrap();
+        }
+        a.commit().unwrap();
+        assert!(is_conflict(b.commit()));
+        assert_eq!(p.get("bob").unwrap().as_deref(), Some(&b"on"[..]));
+    });
+}
+
+/// A way to read a range in which nothing is.
+type Scan = fn(&WriteTx, &TxPartition) -> usize;
+
+#[test]
+fn a_phantom_is_a_conflict_however_the_range_was_read() {
+    let scans: [(&str, Scan); 6] = [
+        ("range", |tx, p| tx.range(p, "k"..="l").unwrap().count()),
+        ("backward", |tx, p| tx.range(p, "k"..).unwrap().rev().count()),
+        ("prefix", |tx, p| tx.prefix(p, "k").unwrap().count()),
+        ("iter, not read to its end", |tx, p| tx.iter(p).unwrap().take(0).count()),
+        ("is_empty", |tx, p| usize::from(!tx.is_empty(p).unwrap())),
+        ("get of what is not there", |tx, p| tx.get(p, "k1").unwrap().iter().len()),
+    ];
+    for (name, scan) in scans {
+        optimistic(|keyspace, p| {
+            let mut tx = keyspace.write_tx().unwrap();
+            assert_eq!(scan(&tx, &p), 0, "{name}");
+            tx.insert(&p, "count", "0").unwrap();
+            p.insert("k1", "v").unwrap();
+            assert!(is_conflict(tx.commit()), "{name}");
+            assert_eq!(p.get("count").unwrap(), None);
+        });
+    }
+}
+
+#[test]
+fn what_was_not_read_or_not_changed_is_no_conflict() {
+    optimistic(|keyspace, p| {
+        let q = keyspace.partition("q", PartitionOptions::default()).unwrap();
+        p.insert("a", "1").unwrap();
+        let mut tx = keyspace.write_tx().unwrap();
+        assert!(tx.get(&p, "a").unwrap().is_some());
+        assert_eq!(tx.range(&p, "b".."c").unwrap().count(), 0);
+        assert_eq!(tx.range(&p, "z".."a").unwrap().count(), 0);
+        // Written and not read: the later commit wins.
+        tx.insert(&p, "x", "tx").unwrap();
+        // Its own change was read, not that of others.
+        assert!(tx.get(&p, "x").unwrap().is_some());
+        p.insert("x", "other").unwrap();
+        p.insert("c", "beside the range").unwrap();
+        q.insert("a", "the same key elsewhere").unwrap();
+        q.clear().unwrap();
+        tx.commit().unwrap();
+        assert_eq!(p.get("x").unwrap().as_deref(), Some(&b"tx"[..]));
+    });
+}
+
+#[test]
+fn changes_without_a_transaction_are_noted_as_well() {
+    let changes: [(&str, fn(&TxKeyspace, &TxPartition)); 4] = [
+        ("insert", |_, p| p.insert("a", "2").unwrap()),
+        ("remove", |_, p| p.remove("a").unwrap()),
+        ("batch", |keyspace, p| {
+            let mut batch = keyspace.batch();
+            batch.insert(p, "z", "1").remove(p, "a");
+            batch.commit().unwrap();
+        }),
+        ("clear", |_, p| p.clear().unwrap()),
+    ];
+    for (name, change) in changes {
+        optimistic(|keyspace, p| {
+            p.insert("a", "1").unwrap();
+            let mut tx = keyspace.write_tx().unwrap();
+            assert!(tx.get(&p, "a").unwrap().is_some());
+            tx.insert(&p, "b", "1").unwrap();
+            change(&keyspace, &p);
+            assert!(is_conflict(tx.commit()), "{name}");
+        });
+    }
+}
+
+#[test]
+fn a_transaction_on_a_partition_that_is_dropped_commits_nothing() {
+    optimistic(|keyspace, p| {
+        let other = keyspace.partition("other", PartitionOptions::default()).unwrap();
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&other, "a", "1").unwrap();
+        tx.insert(&p, "a", "1").unwrap();
+        keyspace.drop_partition("other").unwrap();
+        let error = tx.commit().unwrap_err();
+        assert!(matches!(error, Error::PartitionDropped { .. }), "{error}");
+        assert!(p.is_empty().unwrap());
+    });
+}
+
+#[test]
+fn a_change_that_is_refused_keeps_the_whole_transaction_out() {
+    in_both_kinds(|keyspace, p| {
+        let dir = chaos::memory_dir();
+        let (_other, foreign) = open(&dir.path().join("other"), keyspace.kind());
+        let too_long = vec![b'k'; 70_000];
+        let before = keyspace.seqno();
+        for (partition, key) in [(&p, &b""[..]), (&p, &too_long), (&foreign, b"k")] {
+            let mut tx = keyspace.write_tx().unwrap();
+            tx.insert(&p, "good", "v").unwrap();
+            assert_eq!(tx.insert(partition, key, "v").unwrap_err().kind(), ErrorKind::FixInput);
+            assert_eq!(tx.commit().unwrap_err().kind(), ErrorKind::FixInput);
+        }
+        let tx = keyspace.write_tx().unwrap();
+        assert_eq!(tx.get(&foreign, "k").unwrap_err().kind(), ErrorKind::FixInput);
+        assert_eq!(tx.iter(&foreign).unwrap_err().kind(), ErrorKind::FixInput);
+        drop(tx);
+        assert_eq!(keyspace.seqno(), before);
+    });
+}
+
+#[test]
+fn values_are_changed_by_what_they_are() {
+    in_both_kinds(|keyspace, p| {
+        let plus = |by: u64| {
+            move |value: Option<&Slice>| Some(Slice::from((number(value) + by).to_string()))
+        };
+        assert_eq!(p.update_fetch("n", plus(5)).unwrap().as_deref(), Some(&b"5"[..]));
+        assert_eq!(p.fetch_update("n", plus(2)).unwrap().as_deref(), Some(&b"5"[..]));
+        assert_eq!(p.take("n").unwrap().as_deref(), Some(&b"7"[..]));
+        assert_eq!(p.take("n").unwrap(), None);
+        assert_eq!(p.get("n").unwrap(), None);
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.update_fetch(&p, "n", plus(1)).unwrap();
+        assert_eq!(tx.fetch_update(&p, "n", plus(1)).unwrap().as_deref(), Some(&b"1"[..]));
+        assert_eq!(tx.take(&p, "n").unwrap().as_deref(), Some(&b"2"[..]));
+        assert_eq!(tx.get(&p, "n").unwrap(), None);
+        tx.commit().unwrap();
+        assert!(p.is_empty().unwrap());
+    });
+}
+
+#[test]
+fn counters_of_many_threads_lose_nothing() {
+    in_both_kinds(|keyspace, p| {
+        let (threads, each) = (4_u64, 100_u64);
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (keyspace, p) = (&keyspace, &p);
+                scope.spawn(move || {
+                    for _ in 0..each {
+                        keyspace
+                            .transact(|tx| {
+                                let read = number(tx.get(p, "n")?.as_ref());
+                                tx.insert(p, "n", (read + 1).to_string())?;
+                                tx.insert(p, format!("last of {thread}"), read.to_string())
+                            })
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(number(p.get("n").unwrap().as_ref()), threads * each);
+    });
+}
+
+#[test]
+fn whoever_changes_something_waits_for_the_single_writer() {
+    let changes: [(&str, fn(&TxKeyspace, &TxPartition)); 5] = [
+        ("insert", |_, p| p.insert("b", "2").unwrap()),
+        ("batch", |keyspace, p| {
+            let mut batch = keyspace.batch();
+            batch.insert(p, "b", "2");
+            batch.commit().unwrap();
+        }),
+        ("clear", |_, p| p.clear().unwrap()),
+        ("drop", |keyspace, _| assert!(keyspace.drop_partition("p").unwrap())),
+        ("transaction", |keyspace, _| keyspace.write_tx().unwrap().rollback()),
+    ];
+    for (name, change) in changes {
+        let dir = chaos::memory_dir();
+        let (keyspace, p) = open(&dir.path().join("db"), TxKind::SingleWriter);
+        let mut tx = keyspace.write_tx().unwrap();
+        let before = keyspace.seqno();
+        let (done, finished) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                change(&keyspace, &p);
+                done.send(()).unwrap();
+            });
+            let early = finished.recv_timeout(Duration::from_millis(30));
+            assert!(early.is_err(), "{name} did not wait");
+            assert_eq!(keyspace.seqno(), before);
+            // Readers do not wait.
+            assert_eq!(p.get("b").unwrap(), None);
+            tx.insert(&p, "a", "1").unwrap();
+            tx.commit().unwrap();
+        });
+        finished.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+}
+
+#[test]
+fn a_keyspace_that_is_closed_or_read_only_begins_no_transaction() {
+    for kind in KINDS {
+        let dir = chaos::memory_dir();
+        let path = dir.path().join("db");
+        let (keyspace, p) = open(&path, kind);
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&p, "a", "1").unwrap();
+        keyspace.clone().close().unwrap();
+        assert_eq!(tx.commit().unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(keyspace.write_tx().unwrap_err().kind(), ErrorKind::Closed);
+        drop((p, keyspace));
+        let keyspace = Config::new(&path).read_only(true).open_transactional(kind).unwrap();
+        assert!(matches!(keyspace.write_tx().unwrap_err(), Error::ReadOnly { .. }));
+        assert!(keyspace.read_tx().seqno() > 0);
+    }
+}
+
+#[test]
+fn the_files_are_those_of_every_keyspace() {
+    let dir = chaos::memory_dir();
+    let path = dir.path().join("db");
+    let (keyspace, p) = open(&path, TxKind::Optimistic);
+    p.insert("a", "1").unwrap();
+    keyspace.close().unwrap();
+    drop(p);
+    let plain = Keyspace::open(&path).unwrap();
+    plain.partition("p", PartitionOptions::default()).unwrap().insert("b", "2").unwrap();
+    plain.close().unwrap();
+    let (keyspace, p) = open(&path, TxKind::SingleWriter);
+    assert_eq!(p.len().unwrap(), 2);
+    assert_eq!(keyspace.kind(), TxKind::SingleWriter);
+}
+
+/// What a transaction that committed has seen and done.
+#[derive(Debug)]
+struct Done {
+    seqno: u64,
+    read: Vec<(u8, Option<Vec<u8>>)>,
+    scanned: Vec<(u8, u8, Vec<(u8, Vec<u8>)>)>,
+    wrote: Vec<(u8, Option<Vec<u8>>)>,
+}
+
+const KEYS: u64 = 8;
+
+/// One random transaction; nothing for one that had a conflict.
+fn random_transaction(
+    keyspace: &TxKeyspace,
+    p: &TxPartition,
+    rng: &mut Rng,
+    tag: &str,
+) -> Option<Done> {
+    let mut tx = keyspace.write_tx().unwrap();
+    let mut done = Done { seqno: 0, read: vec![], scanned: vec![], wrote: vec![] };
+    let mut own: BTreeMap<u8, Option<Vec<u8>>> = BTreeMap::new();
+    for step in 0..=rng.below(5) {
+        let key = rng.below(KEYS) as u8;
+        if rng.one_in(8) {
+            std::thread::yield_now();
+        }
+        match rng.below(5) {
+            0 | 1 => {
+                let found = tx.get(p, [key]).unwrap().map(|value| value.to_vec());
+                match own.get(&key) {
+                    Some(value) => assert_eq!(&found, value, "not its own change"),
+                    None => done.read.push((key, found)),
+                }
+            }
+            2 => {
+                let to = key + rng.below(4) as u8;
+                let entries = tx.range(p, [key]..=[to]).unwrap();
+                let entries = entries.map(|entry| entry.unwrap()).map(|(k, v)| (k[0], v.to_vec()));
+                let entries: Vec<_> = entries.collect();
+                // Only what is not its own can be compared with the history.
+                if (key..=to).all(|key| !own.contains_key(&key)) {
+                    done.scanned.push((key, to, entries));
+                }
+            }
+            3 => {
+                let value = format!("{tag}.{step}").into_bytes();
+                tx.insert(p, [key], value.clone()).unwrap();
+                own.insert(key, Some(value));
+            }
+            _ => {
+                tx.remove(p, [key]).unwrap();
+                own.insert(key, None);
+            }
+        }
+    }
+    done.wrote = own.into_iter().collect();
+    match tx.commit() {
+        Ok(seqno) => Some(Done { seqno, ..done }),
+        Err(Error::Conflict) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Whether every transaction saw exactly what those with lower numbers had left. The order of the
+/// numbers is then one in which they could have run one after the other: no cycle is possible.
+fn check_history(mut history: Vec<Done>, seed: u64) -> BTreeMap<u8, Vec<u8>> {
+    // Without changes a transaction has the number of what it saw, and belongs behind that.
+    history.sort_by_key(|done| (done.seqno, done.wrote.is_empty()));
+    let mut state: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    for done in history {
+        for (key, found) in &done.read {
+            assert_eq!(state.get(key), found.as_ref(), "seed {seed}: {done:?}");
+        }
+        for (from, to, found) in &done.scanned {
+            let expected: Vec<_> =
+                state.range(from..=to).map(|(key, value)| (*key, value.clone())).collect();
+            assert_eq!(&expected, found, "seed {seed}: {done:?}");
+        }
+        for (key, value) in done.wrote {
+            match value {
+                Some(value) => _ = state.insert(key, value),
+                None => _ = state.remove(&key),
+            }
+        }
+    }
+    state
+}
+
+#[test]
+fn random_histories_are_serialisable_in_the_order_of_their_numbers() {
+    let seed = chaos::seed("random_histories");
+    for round in 0..chaos::rounds(3) {
+        for kind in KINDS {
+            let dir = chaos::memory_dir();
+            let config = Config::new(dir.path().join("db")).memtable_bytes(4096);
+            // Half of the rounds apply later.
+            let config = config.defer_after_changes(if round % 2 == 0 { 0 } else { u64::MAX });
+            let keyspace = config.open_transactional(kind).unwrap();
+            let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+            let (history, refused) = (Mutex::new(Vec::new()), Mutex::new(0));
+            let (begin, threads) = (Barrier::new(4), 4);
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    let (keyspace, p, begin) = (&keyspace, &p, &begin);
+                    let (history, refused) = (&history, &refused);
+                    scope.spawn(move || {
+                        let mut rng = Rng::new(seed ^ (round << 8 | thread));
+                        begin.wait();
+                        for number in 0..400 {
+                            let tag = format!("{thread}.{number}");
+                            match random_transaction(keyspace, p, &mut rng, &tag) {
+                                Some(done) => history.lock().unwrap().push(done),
+                                None => *refused.lock().unwrap() += 1,
+                            }
+                        }
+                    });
+                }
+            });
+            let refused = refused.into_inner().unwrap();
+            assert_eq!(refused > 0, kind == TxKind::Optimistic, "{refused} conflicts, {kind:?}");
+            let state = check_history(history.into_inner().unwrap(), seed);
+            let found = p.iter().unwrap().map(|entry| entry.unwrap());
+            let found: BTreeMap<_, _> = found.map(|(k, v)| (k[0], v.to_vec())).collect();
+            assert_eq!(found, state);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "seed 7")]
+fn the_check_of_histories_finds_a_lost_update() {
+    let update = |seqno, read: &str, wrote: &str| Done {
+        seqno,
+        read: vec![(1, (!read.is_empty()).then(|| read.into()))],
+        scanned: vec![],
+        wrote: vec![(1, Some(wrote.into()))],
+    };
+    check_history(vec![update(1, "", "a"), update(2, "a", "b"), update(3, "a", "c")], 7);
+}
+
+#[test]
+fn every_checkpoint_holds_whole_transactions() {
+    in_both_kinds(|keyspace, p| {
+        let accounts = 10_u64;
+        for account in 0..accounts {
+            p.insert([account as u8], "100").unwrap();
+        }
+        let dir = chaos::memory_dir();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (keyspace, p, stop) = (&keyspace, &p, &stop);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(thread);
+                    while !stop.load(Ordering::Relaxed) {
+                        let (from, to) = (rng.below(accounts) as u8, rng.below(accounts) as u8);
+                        keyspace
+                            .transact(|tx| {
+                                let has = number(tx.get(p, [from])?.as_ref());
+                                tx.insert(p, [from], (has - has.min(7)).to_string())?;
+                                let had = number(tx.get(p, [to])?.as_ref());
+                                tx.insert(p, [to], (had + has.min(7)).to_string())
+                            })
+                            .unwrap();
+                    }
+                });
+            }
+            for number_of_copy in 0..5 {
+                let copy = dir.path().join(number_of_copy.to_string());
+                keyspace.backup_to(&copy).unwrap();
+                let (_copy, p) = open(&copy, TxKind::Optimistic);
+                let entries = p.iter().unwrap().map(|entry| entry.unwrap());
+                let sum: u64 = entries.map(|(_, value)| number(Some(&value))).sum();
+                assert_eq!(sum, accounts * 100);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+}

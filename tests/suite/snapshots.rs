@@ -15,6 +15,46 @@ fn read(snapshot: &Snapshot, partition: &Partition) -> Entries {
 }
 
 #[test]
+fn several_keys_are_read_as_of_one_moment() {
+    let store = Store::new();
+    let p = store.partition("p");
+    for (key, value) in [("a", "1"), ("b", "2")] {
+        p.insert(key, value).unwrap();
+    }
+    let text = |values: Vec<Option<esker::Slice>>| -> Vec<Option<String>> {
+        let text = |value: esker::Slice| String::from_utf8(value.to_vec()).unwrap();
+        values.into_iter().map(|value| value.map(text)).collect()
+    };
+    let keys = ["b", "missing", "a", "b"];
+    let before = [Some("2".to_owned()), None, Some("1".to_owned()), Some("2".to_owned())];
+    let snapshot = store.keyspace().snapshot();
+    assert_eq!(text(p.multi_get(&keys).unwrap()), before);
+    assert_eq!(p.multi_get::<&str>(&[]).unwrap(), []);
+    // Pairs that are always written together are never read apart.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0_u64.. {
+                let mut batch = store.keyspace().batch();
+                batch.insert(&p, "a", number.to_string()).insert(&p, "b", number.to_string());
+                batch.commit().unwrap();
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        while p.get("a").unwrap() != p.get("b").unwrap() {}
+        for _ in 0..2_000 {
+            let found = text(p.multi_get(&["a", "b", "a"]).unwrap());
+            let together = found[0] == found[1] && found[1] == found[2];
+            assert!(together || found == [Some("1".into()), Some("2".into()), Some("1".into())]);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(text(snapshot.multi_get(&p, &keys).unwrap()), before);
+}
+
+#[test]
 fn a_snapshot_has_every_read_of_a_partition() {
     let store = Store::new();
     let p = store.partition("p");

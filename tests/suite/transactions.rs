@@ -30,6 +30,9 @@ fn in_both_kinds(test: impl Fn(TxKeyspace, TxPartition)) {
     }
 }
 
+/// Something that changes a partition, and its name.
+type Changing = (&'static str, fn(&TxKeyspace, &TxPartition));
+
 fn optimistic(test: impl Fn(TxKeyspace, TxPartition)) {
     let dir = chaos::memory_dir();
     let (keyspace, partition) = open(&dir.path().join("db"), TxKind::Optimistic);
@@ -278,7 +281,7 @@ fn what_was_not_read_or_not_changed_is_no_conflict() {
 
 #[test]
 fn changes_without_a_transaction_are_noted_as_well() {
-    let changes: [(&str, fn(&TxKeyspace, &TxPartition)); 4] = [
+    let changes: [Changing; 4] = [
         ("insert", |_, p| p.insert("a", "2").unwrap()),
         ("remove", |_, p| p.remove("a").unwrap()),
         ("batch", |keyspace, p| {
@@ -382,7 +385,7 @@ fn counters_of_many_threads_lose_nothing() {
 
 #[test]
 fn whoever_changes_something_waits_for_the_single_writer() {
-    let changes: [(&str, fn(&TxKeyspace, &TxPartition)); 5] = [
+    let changes: [Changing; 5] = [
         ("insert", |_, p| p.insert("b", "2").unwrap()),
         ("batch", |keyspace, p| {
             let mut batch = keyspace.batch();
@@ -450,12 +453,15 @@ fn the_files_are_those_of_every_keyspace() {
     assert_eq!(keyspace.kind(), TxKind::SingleWriter);
 }
 
+/// The ends of a range and what was found in it.
+type Scanned = (u8, u8, Vec<(u8, Vec<u8>)>);
+
 /// What a transaction that committed has seen and done.
 #[derive(Debug)]
 struct Done {
     seqno: u64,
     read: Vec<(u8, Option<Vec<u8>>)>,
-    scanned: Vec<(u8, u8, Vec<(u8, Vec<u8>)>)>,
+    scanned: Vec<Scanned>,
     wrote: Vec<(u8, Option<Vec<u8>>)>,
 }
 

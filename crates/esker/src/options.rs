@@ -51,6 +51,27 @@ const FILTER_BITS_MAX: f32 = 64.0;
 const L0_RUNS: std::ops::RangeInclusive<u8> = 1..=32;
 
 impl PartitionOptions {
+    /// For reads of single keys at random: small blocks, of which each read decodes one, and filters
+    /// that let one miss in a thousand through, for half as much memory again.
+    #[must_use]
+    pub fn point_reads() -> Self {
+        Self::default().block_bytes(2 << 10).filter_bits_per_key(15.0)
+    }
+
+    /// For reads of ranges: large blocks, which compress better, and no filters, which ranges do not
+    /// ask.
+    #[must_use]
+    pub fn scans() -> Self {
+        Self::default().block_bytes(32 << 10).filter_bits_per_key(0.0)
+    }
+
+    /// For writing more than reading: more runs gather before they are merged, so each byte is
+    /// written less often, and a read looks into more places.
+    #[must_use]
+    pub fn write_heavy() -> Self {
+        Self::default().block_bytes(16 << 10).l0_runs(12)
+    }
+
     /// Data block size in bytes before compression; default 4 KiB, 256 B to 4 MiB.
     #[must_use]
     pub fn block_bytes(mut self, bytes: u32) -> Self {

@@ -226,6 +226,15 @@ impl Partition {
         self.newest(|tree, at| tree.get(key, at))
     }
 
+    /// The values of several keys, in their order, all as of one moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        self.newest(|tree, at| keys.iter().map(|key| tree.get(key.as_ref(), at)).collect())
+    }
+
     /// Whether there is a value for `key`; does not load it.
     ///
     /// # Errors

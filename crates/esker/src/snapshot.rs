@@ -44,6 +44,20 @@ impl Snapshot {
         self.tree(partition)?.get(key.as_ref(), self.view.read_seqno())
     }
 
+    /// The values of several keys, in their order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshot::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(
+        &self,
+        partition: &Partition,
+        keys: &[K],
+    ) -> Result<Vec<Option<Slice>>> {
+        let tree = self.tree(partition)?;
+        keys.iter().map(|key| tree.get(key.as_ref(), self.view.read_seqno())).collect()
+    }
+
     /// Whether there is a value for `key`.
     ///
     /// # Errors

@@ -105,6 +105,19 @@ impl WriteTx {
         }
     }
 
+    /// The values of several keys, in their order.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(
+        &self,
+        partition: &Partition,
+        keys: &[K],
+    ) -> Result<Vec<Option<Slice>>> {
+        keys.iter().map(|key| self.get(partition, key)).collect()
+    }
+
     /// Whether there is a value for `key`.
     ///
     /// # Errors

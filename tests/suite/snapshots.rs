@@ -31,14 +31,14 @@ fn several_keys_are_read_as_of_one_moment() {
     assert_eq!(text(p.multi_get(&keys).unwrap()), before);
     assert_eq!(p.multi_get::<&str>(&[]).unwrap(), []);
     // Pairs that are always written together are never read apart.
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0_u64.. {
                 let mut batch = store.keyspace().batch();
                 batch.insert(&p, "a", number.to_string()).insert(&p, "b", number.to_string());
                 batch.commit().unwrap();
-                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
                     return;
                 }
             }
@@ -49,7 +49,7 @@ fn several_keys_are_read_as_of_one_moment() {
             let together = found[0] == found[1] && found[1] == found[2];
             assert!(together || found == [Some("1".into()), Some("2".into()), Some("1".into())]);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(text(snapshot.multi_get(&p, &keys).unwrap()), before);
 }

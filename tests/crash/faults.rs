@@ -251,6 +251,30 @@ fn a_poisoned_keyspace_without_partitions_refuses_to_flush() {
 }
 
 #[test]
+fn a_transaction_without_room_is_no_conflict_for_the_next_one() {
+    let Some(mount) = mount(Image::default(), None) else { return };
+    let keyspace = config(&mount.path().join("db"));
+    let keyspace = keyspace.open_transactional(esker::TxKind::Optimistic).unwrap();
+    let p = keyspace.partition("one", PartitionOptions::default()).unwrap();
+    let mut attempts = 0;
+    let mut count_up = || {
+        attempts += 1;
+        keyspace.transact(|tx| {
+            attempts += 1;
+            assert!(attempts < 100, "it begins again for ever");
+            let read = tx.get(&p, "n")?.map_or(0, |value| value.len());
+            tx.insert(&p, "n", vec![b'1'; read + 1])
+        })
+    };
+    count_up().unwrap();
+    mount.desk().fail_after(failure("ENOSPC").unwrap(), 0);
+    assert_eq!(count_up().unwrap_err().kind(), ErrorKind::Retry);
+    assert!(mount.desk().was_hit());
+    count_up().unwrap();
+    assert_eq!(p.get("n").unwrap().as_deref(), Some(&b"11"[..]));
+}
+
+#[test]
 fn a_checkpoint_links_nothing_from_its_staging_directory() {
     let Some(mount) = mount(Image::default(), None) else { return };
     let keyspace = config(&mount.path().join("db")).open().unwrap();

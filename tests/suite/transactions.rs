@@ -385,7 +385,9 @@ fn counters_of_many_threads_lose_nothing() {
 
 #[test]
 fn whoever_changes_something_waits_for_the_single_writer() {
-    let changes: [Changing; 5] = [
+    let changes: [Changing; 7] = [
+        ("take", |_, p| _ = p.take("z").unwrap()),
+        ("update_fetch", |_, p| _ = p.update_fetch("z", |_| Some("1".into())).unwrap()),
         ("insert", |_, p| p.insert("b", "2").unwrap()),
         ("batch", |keyspace, p| {
             let mut batch = keyspace.batch();
@@ -402,21 +404,120 @@ fn whoever_changes_something_waits_for_the_single_writer() {
         let mut tx = keyspace.write_tx().unwrap();
         let before = keyspace.seqno();
         let (done, finished) = mpsc::channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                change(&keyspace, &p);
-                done.send(()).unwrap();
-            });
+        let other = (keyspace.clone(), p.clone());
+        // Not scoped: what hangs must not keep the test from failing.
+        std::thread::spawn(move || {
+            change(&other.0, &other.1);
+            done.send(()).unwrap();
+        });
+        {
             let early = finished.recv_timeout(Duration::from_millis(30));
             assert!(early.is_err(), "{name} did not wait");
             assert_eq!(keyspace.seqno(), before);
             // Readers do not wait.
             assert_eq!(p.get("b").unwrap(), None);
             tx.insert(&p, "a", "1").unwrap();
+            // A partition can be created meanwhile.
+            keyspace.partition("new", PartitionOptions::default()).unwrap();
             tx.commit().unwrap();
-        });
+        }
         finished.recv_timeout(Duration::from_secs(10)).unwrap();
     }
+}
+
+#[test]
+fn who_waits_for_the_single_writer_hears_of_the_close() {
+    let dir = chaos::memory_dir();
+    let (keyspace, p) = open(&dir.path().join("db"), TxKind::SingleWriter);
+    let tx = keyspace.write_tx().unwrap();
+    let (done, finished) = mpsc::channel();
+    let waiting = p.clone();
+    std::thread::spawn(move || done.send(waiting.insert("a", "1")).unwrap());
+    assert!(finished.recv_timeout(Duration::from_millis(30)).is_err());
+    keyspace.clone().close().unwrap();
+    let heard = finished.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(heard.unwrap_err().kind(), ErrorKind::Closed);
+    drop(tx);
+}
+
+#[test]
+fn a_panic_in_a_transaction_gives_the_turn_back() {
+    in_both_kinds(|keyspace, p| {
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            keyspace.transact(|tx| -> esker::Result<()> {
+                tx.insert(&p, "a", "1")?;
+                panic!("planned");
+            })
+        }));
+        assert!(panics.is_err());
+        p.insert("b", "2").unwrap();
+        assert_eq!(p.len().unwrap(), 1);
+    });
+}
+
+/// Reads a key and counts it up.
+fn count_up(keyspace: &TxKeyspace, p: &TxPartition) -> esker::Result<()> {
+    let mut attempts = 0;
+    keyspace.transact(|tx| {
+        attempts += 1;
+        assert!(attempts < 100, "it begins again for ever");
+        let read = number(tx.get(p, "n")?.as_ref());
+        tx.insert(p, "n", (read + 1).to_string())
+    })
+}
+
+#[test]
+fn a_transaction_on_a_poisoned_keyspace_hears_of_it_and_not_of_a_conflict() {
+    let dir = chaos::memory_dir();
+    let path = dir.path().join("db");
+    let (keyspace, p) = open(&path, TxKind::Optimistic);
+    count_up(&keyspace, &p).unwrap();
+    // A directory in the way of the new CATALOG.
+    std::fs::create_dir(path.join("CATALOG.tmp")).unwrap();
+    let created = keyspace.partition("another", PartitionOptions::default());
+    assert!(created.is_err());
+    for _ in 0..3 {
+        assert_eq!(count_up(&keyspace, &p).unwrap_err().kind(), ErrorKind::Poisoned);
+    }
+}
+
+#[test]
+fn an_iterator_shows_the_moment_it_was_made_while_the_transaction_goes_on() {
+    in_both_kinds(|keyspace, p| {
+        for key in ["a1", "a2", "a3", "b"] {
+            p.insert(key, "v").unwrap();
+        }
+        let mut tx = keyspace.write_tx().unwrap();
+        tx.insert(&p, "a4", "own").unwrap();
+        let mut removed = 0;
+        for entry in tx.prefix(&p, "a").unwrap() {
+            let (key, _) = entry.unwrap();
+            tx.remove(&p, key).unwrap();
+            removed += 1;
+        }
+        assert_eq!((removed, tx.len(&p).unwrap()), (4, 1));
+        tx.commit().unwrap();
+        assert_eq!(p.len().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_queue_is_emptied_at_one_end_while_it_is_filled_at_the_other() {
+    optimistic(|keyspace, p| {
+        p.insert("1", "v").unwrap();
+        p.insert("2", "v").unwrap();
+        let mut tx = keyspace.write_tx().unwrap();
+        let (first, _) = tx.first_key_value(&p).unwrap().unwrap();
+        tx.remove(&p, first).unwrap();
+        p.insert("3", "v").unwrap();
+        tx.commit().unwrap();
+        // But not while somebody puts something before what was taken.
+        let mut tx = keyspace.write_tx().unwrap();
+        let (first, _) = tx.first_key_value(&p).unwrap().unwrap();
+        tx.remove(&p, first).unwrap();
+        p.insert("0", "v").unwrap();
+        assert!(is_conflict(tx.commit()));
+    });
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Shared {
     }
 
     fn commit(&self, changes: Changes, durability: Option<Durability>) -> Result<u64> {
-        let _turn = self.take_turn();
+        let _turn = self.take_turn()?;
         self.commit_in_turn(changes, durability, None)
     }
 

@@ -22,7 +22,7 @@ use smallvec::smallvec;
 use crate::Durability;
 use crate::backlog::{self, Backlog, Then};
 use crate::batch::{Change, Changes, Key};
-use crate::conflict::{Check, Conflicts};
+use crate::conflict::{Check, Conflicts, Group};
 use crate::error::{Error, Result};
 use crate::jobs::{Job as BackgroundJob, Jobs};
 use crate::journal::writer::{Journal, Outgoing};
@@ -91,10 +91,16 @@ impl Turn<'_> {
         let mut buffer = Outgoing::begin();
         buffer.extend_from_slice(item);
         let mut frame = Outgoing::new(buffer, 1, smallvec![partition]);
-        if let Some(conflicts) = &self.committer.conflicts {
-            conflicts.note_all(partition, self.seqno() + 1);
-        }
         self.committer.journal.append(std::slice::from_mut(&mut frame), now_ms())
+    }
+
+    /// The same for what changes everything that was in the partition.
+    pub(crate) fn log_end(&self, item: &[u8], partition: u32) -> Result<u64> {
+        let seqno = self.log(item, partition)?;
+        if let Some(conflicts) = &self.committer.conflicts {
+            conflicts.note_all(partition, seqno);
+        }
+        Ok(seqno)
     }
 }
 
@@ -201,9 +207,10 @@ impl Committer {
 
     /// A group of one, by the thread whose it is.
     fn serve_write(&self, write: Write) -> Result<u64> {
-        self.admit(&write, 0)?;
+        self.admit(&write, None)?;
         let Write { mut outgoing, changes, bytes, durability, .. } = write;
         let seqno = self.log(std::slice::from_mut(&mut outgoing), durability, || {})?;
+        self.note(std::iter::once((seqno, &changes)));
         self.hand_on(std::iter::once((seqno, changes, bytes)))?;
         Ok(seqno)
     }
@@ -212,8 +219,9 @@ impl Committer {
         let (mut members, mut frames) =
             (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
         let mut durability = Durability::Buffer;
+        let mut together = self.conflicts.as_ref().map(|conflicts| conflicts.group());
         for (request, write) in writes {
-            if let Err(refused) = self.admit(&write, members.len() as u64) {
+            if let Err(refused) = self.admit(&write, together.as_mut()) {
                 request.finish(Err(refused));
                 continue;
             }
@@ -235,6 +243,7 @@ impl Committer {
             }
         };
         let first = last + 1 - count;
+        self.note(members.iter().zip(&frames).map(|((_, changes, _), f)| (f.seqno, changes)));
         if is_planted(Bug::AnsweredBeforeApplied) {
             answer(&members, first);
         }
@@ -343,17 +352,34 @@ impl Committer {
         }
     }
 
-    /// Whether a write can be committed, behind so many others of its group.
-    fn admit(&self, write: &Write, behind: u64) -> Result<()> {
+    /// Whether a write can be committed, behind the others of its group.
+    fn admit(&self, write: &Write, together: Option<&mut Group<'_, Key>>) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed { path: self.journal.root().to_path_buf() });
         }
         self.check_applied()?;
         write.changes.iter().try_for_each(|change| change.core.check_alive())?;
         let Some(conflicts) = &self.conflicts else { return Ok(()) };
-        let seqno = self.journal.position().last_seqno + 1 + behind;
-        let keys = write.changes.iter().map(|change| (change.core.id, &change.key));
-        conflicts.admit(write.check.as_deref(), seqno, keys)
+        // Whoever begins again after a conflict must hear of it some time.
+        self.journal.check_poison()?;
+        let check = write.check.as_deref();
+        match together {
+            Some(group) => {
+                let keys = write.changes.iter().map(|change| (change.core.id, &change.key));
+                group.admit(check, keys)
+            }
+            None => check.map_or(Ok(()), |check| conflicts.check(check)),
+        }
+    }
+
+    /// Notes what transactions may have read, before anybody can see it.
+    fn note<'a>(&self, commits: impl Iterator<Item = (u64, &'a Changes)>) {
+        if let Some(conflicts) = &self.conflicts {
+            let changes = |(seqno, changes): (u64, &'a Changes)| {
+                changes.iter().map(move |change| (seqno, change.core.id, &change.key))
+            };
+            conflicts.note(commits.flat_map(changes));
+        }
     }
 }
 

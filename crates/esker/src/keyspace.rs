@@ -371,8 +371,10 @@ impl Shared {
     }
 
     /// Waits until no transaction is open, where there is one at a time.
-    pub(crate) fn take_turn(&self) -> Option<Held> {
-        self.turn.as_ref().map(WriterTurn::take)
+    pub(crate) fn take_turn(&self) -> Result<Option<Held>> {
+        let Some(turn) = &self.turn else { return Ok(None) };
+        let closed = || Error::Closed { path: self.path.clone() };
+        turn.take().map(Some).ok_or_else(closed)
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -518,6 +520,7 @@ impl Shared {
             // Checkpoints, flushes and changes of partitions that are under way finish first.
             let mut operations = self.operations.lock();
             self.closing.store(true, Ordering::Release);
+            self.turn.iter().for_each(|turn| turn.close());
             self.idle.wait_while(&mut operations, |operations| !operations.is_empty());
         }
         self.committer.close();

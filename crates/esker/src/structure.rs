@@ -105,7 +105,7 @@ impl Shared {
 
     /// `Partition::clear`: the partition moves on to an empty tree.
     pub(crate) fn clear_partition(&self, core: &Arc<PartitionCore>) -> Result<()> {
-        let _turn = self.take_turn();
+        let _turn = self.take_turn()?;
         let _open = self.begin_operation()?;
         core.check_alive()?;
         let mut catalog = self.catalog.lock();
@@ -118,7 +118,7 @@ impl Shared {
             let (tree, installed) = (Arc::clone(&tree), tree.installed());
             self.committer.between(move |turn| {
                 core.check_alive()?;
-                let seqno = turn.log(&items::clear(core.id), core.id)?;
+                let seqno = turn.log_end(&items::clear(core.id), core.id)?;
                 core.begin_generation(seqno, Arc::clone(&tree));
                 versions.put(&core, &tree, installed, seqno);
                 old.account().close();
@@ -134,14 +134,14 @@ impl Shared {
 
     /// Drops the partition `name`; false when there is none.
     pub(crate) fn drop_partition(&self, name: &str) -> Result<bool> {
-        let _turn = self.take_turn();
+        let _turn = self.take_turn()?;
         let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         let Some(core) = self.find_partition(name) else { return Ok(false) };
         let logged = {
             let (core, versions) = (Arc::clone(&core), Arc::clone(&self.versions));
             self.committer.between(move |turn: &Turn<'_>| {
-                turn.log(&items::drop_partition(core.id), core.id)?;
+                turn.log_end(&items::drop_partition(core.id), core.id)?;
                 core.mark_dropped();
                 versions.remove(core.id);
                 core.tree().account().close();

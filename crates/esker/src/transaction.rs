@@ -10,7 +10,7 @@
 //! - Everything it reads is noted, but for its own changes, also what it did not find.
 //! - Its changes are one batch: one sequence number, one frame.
 //! - Nothing in such a keyspace is changed without the turn, or without being noted: also plain
-//!   batches, and changes of partitions.
+//!   batches, clears and drops. A partition that is created was read by nobody.
 
 mod iter;
 mod keyspace;

@@ -16,7 +16,7 @@ use crate::tree::Slice;
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum TxKind {
     /// One at a time: a transaction that can write begins when the one before it is over, and so
-    /// does everything else that changes something. No transaction fails because of another.
+    /// does everything else that changes something, but for the creation of partitions. No transaction fails because of another.
     SingleWriter,
     /// Side by side, serialisable: a transaction whose reads were overtaken fails with
     /// [`Error::Conflict`] when it commits, and has to begin again.
@@ -121,7 +121,8 @@ impl TxKeyspace {
 
     /// Runs `work` in a transaction and commits it; begins again, with what is there then, as often
     /// as that ends in a conflict. `work` may be run several times and should have no other
-    /// effects. If it fails nothing is committed.
+    /// effects. If it fails nothing is committed. What it changes beside the transaction and reads in
+    /// it is a conflict every time, without end.
     ///
     /// # Errors
     ///

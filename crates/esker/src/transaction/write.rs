@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
-use super::iter::TxIter;
+use super::iter::{Own, TxIter};
 use super::keyspace::TxKeyspace;
 use super::turn::Held;
 use crate::Durability;
 use crate::batch::{Change, Changes};
-use crate::conflict::{self, Check, Open, Reads};
+use crate::conflict::{Check, Open, Reads};
 use crate::error::{Error, Result};
 use crate::partition::{Partition, PartitionCore, owned_bounds};
 use crate::snapshot::Snapshot;
@@ -23,14 +23,18 @@ use crate::tree::{Slice, prefix_bounds};
 ///
 /// It sees its own changes. In an optimistic keyspace everything that it reads is noted, ranges as
 /// they were asked for, however much of them was read; [`WriteTx::commit`] fails with
-/// [`Error::Conflict`] when something of it has been changed meanwhile. In a keyspace with a single
-/// writer everybody else who wants to change something waits until the transaction is over; a
-/// thread that does so itself, beside its own transaction, waits for ever.
+/// [`Error::Conflict`] when something of it has been changed meanwhile, also by the same thread
+/// beside the transaction. In a keyspace with a single writer everybody else who wants to change
+/// something waits until the transaction is over; a thread that does so itself, beside its own
+/// transaction, waits for ever. Only partitions can be created beside one.
+///
+/// While a transaction is open, compaction keeps what it sees, and an optimistic keyspace remembers
+/// every key that is changed: do not hold one for longer than needed.
 #[must_use = "a transaction does nothing until it is committed"]
 pub struct WriteTx {
     keyspace: TxKeyspace,
     snapshot: Snapshot,
-    own: BTreeMap<u32, Own>,
+    changed: BTreeMap<u32, Changed>,
     /// What an optimistic transaction has read.
     reads: Option<Mutex<Reads<Slice>>>,
     durability: Option<Durability>,
@@ -41,14 +45,15 @@ pub struct WriteTx {
     _turn: Option<Held>,
 }
 
-/// The changes of one partition; no value: a removal.
-struct Own {
+/// The changes of one partition.
+struct Changed {
     core: Arc<PartitionCore>,
-    changes: BTreeMap<Slice, Option<Slice>>,
+    /// Iterators that look at them as they were share them.
+    own: Arc<Own>,
 }
 
-/// Where a partition without changes of this transaction is read from.
-static UNCHANGED: BTreeMap<Slice, Option<Slice>> = BTreeMap::new();
+/// What a partition without changes of this transaction has.
+static UNCHANGED: LazyLock<Arc<Own>> = LazyLock::new(Arc::default);
 
 impl fmt::Debug for WriteTx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,7 +65,7 @@ impl WriteTx {
     pub(super) fn begin(keyspace: &TxKeyspace) -> Result<Self> {
         let shared = keyspace.open_shared()?;
         shared.check_writable()?;
-        let turn = shared.take_turn();
+        let turn = shared.take_turn()?;
         // Whoever waited may find the keyspace closed.
         shared.check_writable()?;
         shared.committer.catch_up()?;
@@ -73,8 +78,17 @@ impl WriteTx {
             None => (keyspace.snapshot(), None, None),
         };
         let keyspace = keyspace.clone();
-        let (own, durability, refused) = (BTreeMap::new(), None, None);
-        Ok(Self { keyspace, snapshot, own, reads, durability, refused, _open: open, _turn: turn })
+        let (changed, durability, refused) = (BTreeMap::new(), None, None);
+        Ok(Self {
+            keyspace,
+            snapshot,
+            changed,
+            reads,
+            durability,
+            refused,
+            _open: open,
+            _turn: turn,
+        })
     }
 
     /// The newest commit that the transaction sees.
@@ -159,7 +173,7 @@ impl WriteTx {
         &self,
         partition: &Partition,
         range: R,
-    ) -> Result<TxIter<'_>> {
+    ) -> Result<TxIter> {
         self.between(partition, owned_bounds(&range))
     }
 
@@ -168,7 +182,7 @@ impl WriteTx {
     /// # Errors
     ///
     /// As [`WriteTx::range`].
-    pub fn prefix(&self, partition: &Partition, prefix: impl AsRef<[u8]>) -> Result<TxIter<'_>> {
+    pub fn prefix(&self, partition: &Partition, prefix: impl AsRef<[u8]>) -> Result<TxIter> {
         self.between(partition, prefix_bounds(prefix.as_ref()))
     }
 
@@ -177,7 +191,7 @@ impl WriteTx {
     /// # Errors
     ///
     /// As [`WriteTx::range`].
-    pub fn iter(&self, partition: &Partition) -> Result<TxIter<'_>> {
+    pub fn iter(&self, partition: &Partition) -> Result<TxIter> {
         self.between(partition, (Bound::Unbounded, Bound::Unbounded))
     }
 
@@ -187,7 +201,12 @@ impl WriteTx {
     ///
     /// As [`WriteTx::get`].
     pub fn first_key_value(&self, partition: &Partition) -> Result<Option<(Slice, Slice)>> {
-        self.iter(partition)?.next().transpose()
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let first = self.overlay(partition, all)?.next().transpose()?;
+        // What lies behind it was not read.
+        let end = first.as_ref().map_or(Bound::Unbounded, |(key, _)| Bound::Included(key.clone()));
+        self.note_range(partition, (Bound::Unbounded, end));
+        Ok(first)
     }
 
     /// The entry with the largest key.
@@ -196,7 +215,11 @@ impl WriteTx {
     ///
     /// As [`WriteTx::get`].
     pub fn last_key_value(&self, partition: &Partition) -> Result<Option<(Slice, Slice)>> {
-        self.iter(partition)?.next_back().transpose()
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let last = self.overlay(partition, all)?.next_back().transpose()?;
+        let begin = last.as_ref().map_or(Bound::Unbounded, |(key, _)| Bound::Included(key.clone()));
+        self.note_range(partition, (begin, Bound::Unbounded));
+        Ok(last)
     }
 
     /// The number of entries, counted one by one.
@@ -205,7 +228,13 @@ impl WriteTx {
     ///
     /// As [`WriteTx::get`].
     pub fn len(&self, partition: &Partition) -> Result<usize> {
-        self.iter(partition)?.try_fold(0, |count, entry| entry.map(|_| count + 1))
+        self.note_range(partition, (Bound::Unbounded, Bound::Unbounded));
+        let own = self.own(partition);
+        let set = own.values().flatten().count();
+        let below = self.snapshot.iter(partition)?.keys();
+        below
+            .filter(|key| !key.as_ref().is_ok_and(|key| own.contains_key(key)))
+            .try_fold(set, |count, key| key.map(|_| count + 1))
     }
 
     /// Whether there is no entry.
@@ -294,9 +323,9 @@ impl WriteTx {
             return Err(refused);
         }
         let mut changes = Changes::new();
-        for Own { core, changes: own } in self.own.into_values() {
+        for Changed { core, own } in self.changed.into_values() {
             let change = |(key, value)| Change { core: Arc::clone(&core), key, value };
-            changes.extend(own.into_iter().map(change));
+            changes.extend(Arc::unwrap_or_clone(own).into_iter().map(change));
         }
         if changes.is_empty() {
             return Ok(self.snapshot.seqno());
@@ -309,10 +338,10 @@ impl WriteTx {
     /// Gives up every change. Dropping the transaction does the same.
     pub fn rollback(self) {}
 
-    fn own(&self, partition: &Partition) -> &BTreeMap<Slice, Option<Slice>> {
-        match self.own.get(&partition.core.id) {
+    fn own(&self, partition: &Partition) -> &Arc<Own> {
+        match self.changed.get(&partition.core.id) {
             // A partition of another keyspace has no changes here, and is refused when it is read.
-            Some(own) if Arc::ptr_eq(&own.core, &partition.core) => &own.changes,
+            Some(changed) if Arc::ptr_eq(&changed.core, &partition.core) => &changed.own,
             _ => &UNCHANGED,
         }
     }
@@ -327,16 +356,24 @@ impl WriteTx {
         &self,
         partition: &Partition,
         bounds: (Bound<Slice>, Bound<Slice>),
-    ) -> Result<TxIter<'_>> {
+    ) -> Result<TxIter> {
+        self.note_range(partition, bounds.clone());
+        self.overlay(partition, bounds)
+    }
+
+    fn note_range(&self, partition: &Partition, bounds: (Bound<Slice>, Bound<Slice>)) {
         if let Some(reads) = &self.reads {
-            reads.lock().range(partition.core.id, bounds.clone());
+            reads.lock().range(partition.core.id, bounds);
         }
+    }
+
+    fn overlay(
+        &self,
+        partition: &Partition,
+        bounds: (Bound<Slice>, Bound<Slice>),
+    ) -> Result<TxIter> {
         let base = self.snapshot.between(partition, bounds.clone())?;
-        let own = self.own(partition);
-        let own = if conflict::is_empty(&bounds) { &UNCHANGED } else { own };
-        let all = (Bound::Unbounded, Bound::Unbounded);
-        let bounds = if conflict::is_empty(&bounds) { all } else { bounds };
-        Ok(TxIter::new(base, own.range(bounds)))
+        Ok(TxIter::new(base, Arc::clone(self.own(partition)), bounds))
     }
 
     fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> Result<()> {
@@ -345,8 +382,9 @@ impl WriteTx {
             self.refused.get_or_insert_with(|| error.clone());
             return Err(error);
         }
-        let core = || Own { core: Arc::clone(&partition.core), changes: BTreeMap::new() };
-        self.own.entry(partition.core.id).or_insert_with(core).changes.insert(key, value);
+        let unchanged = || Changed { core: Arc::clone(&partition.core), own: Arc::default() };
+        let changed = self.changed.entry(partition.core.id).or_insert_with(unchanged);
+        Arc::make_mut(&mut changed.own).insert(key, value);
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Machine {
     }
 
     pub(super) fn open(&mut self) {
-        let keyspace = self.config().open().expect("open");
+        let keyspace = self.config().open_transactional(self.kind()).expect("open");
         assert_eq!((keyspace.uuid(), keyspace.timeline()), self.identity, "the same history");
         assert_eq!(keyspace.seqno(), self.seqno, "the newest commit after opening");
         self.keyspace = Some(keyspace);
@@ -122,7 +122,8 @@ impl Machine {
         self.close();
         std::fs::remove_dir_all(self.path()).expect("remove");
         std::fs::rename(&target, self.path()).expect("rename");
-        let keyspace = self.config().open().expect("open the checkpoint");
+        let opened = self.config().open_transactional(self.kind());
+        let keyspace = opened.expect("open the checkpoint");
         assert_eq!(keyspace.uuid(), self.identity.0, "the same keyspace");
         assert_ne!(keyspace.timeline(), self.identity.1, "another history");
         assert_eq!(keyspace.seqno(), self.seqno, "the commit of the checkpoint");

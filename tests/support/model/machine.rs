@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esker::{Config, Iter, Keyspace, Partition, PartitionOptions, Snapshot};
+use esker::{Config, Iter, Keyspace, Partition, PartitionOptions, Snapshot, TxKeyspace, TxKind};
 use tempfile::TempDir;
 
 use super::operation::{At, Edge, Key, Operation, Read, Value};
@@ -54,7 +54,7 @@ pub struct Machine {
     pub(super) directory: TempDir,
     /// For what outlives the directory: checkpoints and copies.
     pub(super) shelf: TempDir,
-    pub(super) keyspace: Option<Keyspace>,
+    pub(super) keyspace: Option<TxKeyspace>,
     pub(super) model: BTreeMap<String, Modelled>,
     pub(super) dropped: Vec<(Partition, Arc<Entries>)>,
     pub(super) snapshots: Vec<Held>,
@@ -93,7 +93,8 @@ impl Machine {
             steps: 0,
             values: 0,
         };
-        let keyspace = machine.config().open().expect("create a keyspace");
+        let created = machine.config().open_transactional(machine.kind());
+        let keyspace = created.expect("create a keyspace");
         machine.identity = (keyspace.uuid(), keyspace.timeline());
         machine.keyspace = Some(keyspace);
         machine
@@ -125,6 +126,7 @@ impl Machine {
                 let changes: Vec<_> = values.iter().map(|value| (*at, *key, *value)).collect();
                 self.batch(&changes, None)
             }
+            Operation::Transaction { changes, ending } => self.transaction(changes, *ending),
             Operation::EmptyBatch(durability) => self.empty_batch(*durability),
             Operation::DroppedBatch(changes) => self.dropped_batch(changes),
             Operation::RefusedBatch { changes, fault } => self.refused_batch(changes, *fault),
@@ -242,6 +244,15 @@ impl Machine {
 
     pub(super) fn keyspace(&self) -> &Keyspace {
         self.keyspace.as_ref().expect("the keyspace is open")
+    }
+
+    pub(super) fn transactional(&self) -> &TxKeyspace {
+        self.keyspace.as_ref().expect("the keyspace is open")
+    }
+
+    /// The kind of transactions that the next opening has.
+    pub(super) fn kind(&self) -> TxKind {
+        if self.seqno.is_multiple_of(2) { TxKind::Optimistic } else { TxKind::SingleWriter }
     }
 
     pub(super) fn path(&self) -> PathBuf {

@@ -131,6 +131,7 @@ pub enum Operation {
     Batch { changes: Vec<Change>, durability: Option<u8> },
     BatchRepeatsAKey(At, Key, Vec<Option<Value>>),
     EmptyBatch(Option<u8>),
+    Transaction { changes: Vec<Change>, ending: Ending },
     DroppedBatch(Vec<Change>),
     RefusedBatch { changes: Vec<Change>, fault: u8 },
     WritersAtOnce { at: At, writers: u8, each: u8, durability: u8 },
@@ -179,6 +180,15 @@ pub enum Operation {
     Listing,
     RefusedArguments(At),
     Compare,
+}
+
+/// How a transaction ends.
+#[derive(Copy, Clone, Debug)]
+pub enum Ending {
+    Commit,
+    Rollback,
+    /// Somebody else changes what it has read.
+    Overtaken,
 }
 
 /// A kind of operation.
@@ -336,6 +346,15 @@ pub const KINDS: &[Row] = &[
     row("listing", 6, 1, |_| Operation::Listing),
     row("refused arguments", 4, 1, |c| Operation::RefusedArguments(at(c))),
     row("compare", 5, 2, |_| Operation::Compare),
+    row("transaction", 20, 12, |c| {
+        Operation::Transaction { changes: changes(c, 12), ending: Ending::Commit }
+    }),
+    row("transaction, rolled back", 5, 4, |c| {
+        Operation::Transaction { changes: changes(c, 6), ending: Ending::Rollback }
+    }),
+    row("transaction, overtaken", 8, 6, |c| {
+        Operation::Transaction { changes: changes(c, 6), ending: Ending::Overtaken }
+    }),
 ];
 
 /// An operation and the number of its kind.

@@ -1,11 +1,12 @@
 //! Inserts, removals and batches, alone and from several threads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use esker::{Batch, Config, Durability, Error};
+use esker::{Batch, Config, Durability, Error, Result, Slice, TxKind};
 
 use super::machine::Machine;
-use super::operation::{At, Change, Key, Value};
+use super::operation::{At, Change, Ending, Key, Value};
 use super::oracle::refused;
 
 pub(super) fn durability(number: u8) -> Durability {
@@ -66,6 +67,69 @@ impl Machine {
         }
         assert!(batch.is_empty(), "an empty batch");
         assert_eq!(batch.commit().expect("commit nothing"), self.seqno, "an empty commit");
+        true
+    }
+
+    /// Every change reads before it writes; in the end the transaction sees what the model has with
+    /// the changes, and what is left is that, or nothing of it.
+    pub(super) fn transaction(&mut self, changes: &[Change], ending: Ending) -> bool {
+        let keyspace = self.transactional().clone();
+        if matches!(ending, Ending::Overtaken) && keyspace.kind() == TxKind::SingleWriter {
+            // Who overtakes would wait.
+            return false;
+        }
+        changes.iter().for_each(|(at, ..)| _ = self.ensure(*at));
+        let mut tx = keyspace.write_tx().expect("begin");
+        let mut own = BTreeMap::new();
+        for (at, key, value) in changes {
+            let name = self.ensure(*at);
+            let (partition, key) = (self.handle(name), key.bytes());
+            let below = &self.model[name].entries;
+            let entries = own.entry(name).or_insert_with(|| below.as_ref().clone());
+            let found = tx.get(&partition, &key).expect("get").map(|value| value.to_vec());
+            assert_eq!(found.as_ref(), entries.get(&key), "a transaction reads {key:?}");
+            match value {
+                Some(value) => {
+                    let value = self.value(*value);
+                    tx.insert(&partition, &key[..], &value[..]).expect("insert");
+                    entries.insert(key, value);
+                }
+                // Taking what is not there changes nothing; removing it does.
+                None if found.is_some() => {
+                    let taken = tx.take(&partition, &key[..]).expect("take");
+                    assert_eq!(taken.map(|value| value.to_vec()), entries.remove(&key), "taken");
+                }
+                None => tx.remove(&partition, &key[..]).expect("remove"),
+            }
+        }
+        for (name, entries) in &own {
+            let partition = self.handle(name);
+            let pair = |entry: Result<(Slice, Slice)>| {
+                let (key, value) = entry.expect("an entry");
+                (key.to_vec(), value.to_vec())
+            };
+            let found = tx.iter(&partition).expect("iterate").map(pair);
+            assert!(found.eq(entries.clone()), "{name} as the transaction sees it");
+            assert_eq!(tx.len(&partition).expect("count"), entries.len());
+            let last =
+                tx.last_key_value(&partition).map(|entry| entry.map(|(key, _)| key.to_vec()));
+            assert_eq!(last.expect("the last").as_ref(), entries.keys().next_back());
+        }
+        match ending {
+            Ending::Rollback => tx.rollback(),
+            Ending::Commit => {
+                assert_eq!(tx.commit().expect("commit"), self.seqno + 1, "the number");
+                self.seqno += 1;
+                own.into_iter().for_each(|(name, entries)| *self.entries(name) = entries);
+            }
+            Ending::Overtaken => {
+                // What the first change read.
+                let (at, key, _) = &changes[0];
+                self.insert(*at, *key, Value { len: 9, compressible: false });
+                let conflict = |e: &Error| matches!(e, Error::Conflict);
+                refused(tx.commit(), "a transaction that was overtaken", conflict);
+            }
+        }
         true
     }
 

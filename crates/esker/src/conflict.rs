@@ -20,6 +20,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::planted::{Bug, is_planted};
 use crate::sync::Mutex;
 use crate::views::{View, Views};
 
@@ -248,7 +249,10 @@ impl<K: Clone + Ord + Hash> State<K> {
     /// Forgets what everybody sees, in steps of so many.
     fn forget(&mut self, visible: u64, most: usize) {
         let oldest = self.open.first_key_value().map_or(u64::MAX, |(&read_seqno, _)| read_seqno);
-        let seen = visible.saturating_add(1).min(oldest);
+        let mut seen = visible.saturating_add(1);
+        if !is_planted(Bug::OpenTransactionsForgotten) {
+            seen = seen.min(oldest);
+        }
         for _ in 0..most {
             let Some((seqno, partition, key)) = self.order.pop_front_if(|(s, ..)| *s < seen) else {
                 return;

@@ -151,6 +151,10 @@ bugs! {
     NotSettled,
     /// What belongs between two groups runs at once, beside a group that may be half applied.
     FreezeInsideAGroup,
+    /// What commits have changed is not noted for transactions.
+    ChangesNotNoted,
+    /// What an open transaction has not seen is forgotten once it is visible.
+    OpenTransactionsForgotten,
 }
 
 #[cfg(feature = "planted")]

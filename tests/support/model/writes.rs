@@ -102,7 +102,9 @@ impl Machine {
                 None => tx.remove(&partition, &key[..]).expect("remove"),
             }
         }
-        for (name, entries) in &own {
+        // Who has read everything is overtaken by everybody.
+        let whole = own.iter().filter(|_| !matches!(ending, Ending::Overtaken));
+        for (name, entries) in whole {
             let partition = self.handle(name);
             let pair = |entry: Result<(Slice, Slice)>| {
                 let (key, value) = entry.expect("an entry");
@@ -125,7 +127,13 @@ impl Machine {
             Ending::Overtaken => {
                 // What the first change read.
                 let (at, key, _) = &changes[0];
-                self.insert(*at, *key, Value { len: 9, compressible: false });
+                let value = Value { len: 9, compressible: false };
+                self.insert(*at, *key, value);
+                // That is not forgotten behind later ones.
+                let others = [0, 1, 2].map(|number| Key { shape: 0, number });
+                others.into_iter().filter(|other| other.bytes() != key.bytes()).for_each(|other| {
+                    _ = self.insert(*at, other, value);
+                });
                 let conflict = |e: &Error| matches!(e, Error::Conflict);
                 refused(tx.commit(), "a transaction that was overtaken", conflict);
             }

@@ -13,6 +13,7 @@ mod filesystems;
 mod fixtures;
 mod full_disk;
 mod fuzz;
+mod histories;
 mod identity;
 mod independence;
 mod iteration;

@@ -15,6 +15,7 @@ use crate::memory::entry_bytes;
 use crate::partition::{Partition, PartitionCore};
 use crate::tree::Slice;
 
+/// What a change is of.
 pub(crate) type Key = Slice;
 
 /// One change, as the memtables take it. No value: a removal.

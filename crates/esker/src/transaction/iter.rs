@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::conflict::is_empty;
 use crate::error::Result;
 use crate::partition::Iter;
-use crate::tree::Slice;
+use crate::tree::{End, Slice};
 
 /// Entries in key order, from both ends, as the transaction saw them when the iterator was made: it
 /// can be changed meanwhile.
@@ -76,12 +76,8 @@ impl<I: DoubleEndedIterator> Ends<I> {
             End::Back => (back, front),
         };
         if near.is_none() {
-            let next = match end {
-                End::Front => inner.next(),
-                End::Back => inner.next_back(),
-            };
             // Of what was looked at from the other end nothing may be missed.
-            *near = next.or_else(|| far.take());
+            *near = end.step(inner).or_else(|| far.take());
         }
         near.as_ref()
     }
@@ -92,12 +88,6 @@ impl<I: DoubleEndedIterator> Ends<I> {
             End::Back => self.back.take(),
         }
     }
-}
-
-#[derive(Copy, Clone, PartialEq, Eq)]
-enum End {
-    Front,
-    Back,
 }
 
 impl TxIter {
@@ -120,7 +110,10 @@ impl TxIter {
                 (Some(own), Some(key)) => own.cmp(key),
             };
             // Without a key below, the own change is the nearer one from both ends.
-            let nearer = if end == End::Front { order } else { order.reverse() };
+            let nearer = match end {
+                End::Front => order,
+                End::Back => order.reverse(),
+            };
             if key.is_some() && nearer.is_gt() {
                 return self.base.take(end);
             }

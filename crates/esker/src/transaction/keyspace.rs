@@ -16,7 +16,8 @@ use crate::tree::Slice;
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum TxKind {
     /// One at a time: a transaction that can write begins when the one before it is over, and so
-    /// does everything else that changes something, but for the creation of partitions. No transaction fails because of another.
+    /// does everything else that changes something, but for the creation of partitions. No
+    /// transaction fails because of another.
     SingleWriter,
     /// Side by side, serialisable: a transaction whose reads were overtaken fails with
     /// [`Error::Conflict`] when it commits, and has to begin again.

@@ -207,14 +207,15 @@ impl Packed {
 
 type Entries = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
 
+/// Where an iterator is asked for its next item.
 #[derive(Copy, Clone)]
-enum End {
+pub(crate) enum End {
     Front,
     Back,
 }
 
 impl End {
-    fn step<I: DoubleEndedIterator>(self, iter: &mut I) -> Option<I::Item> {
+    pub(crate) fn step<I: DoubleEndedIterator>(self, iter: &mut I) -> Option<I::Item> {
         match self {
             Self::Front => iter.next(),
             Self::Back => iter.next_back(),

@@ -16,6 +16,7 @@ mod fuzz;
 mod histories;
 mod identity;
 mod independence;
+mod ingest;
 mod iteration;
 mod neighbours;
 mod options;

@@ -45,6 +45,7 @@ impl Shared {
         tree: &Tree,
         strategy: Strategy,
     ) -> Result<Compacted> {
+        self.record_ingests(tree)?;
         let compacted = tree.compact(&self.views, strategy)?;
         if compacted == Compacted::Something {
             self.compactions.fetch_add(1, Ordering::Relaxed);

@@ -87,6 +87,14 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The partition was cleared while an ingest into it was under way: nothing of it was loaded.
+    #[error(
+        "the partition {name:?} was cleared meanwhile, and nothing was loaded; begin the ingest again"
+    )]
+    PartitionCleared {
+        /// Its name.
+        name: String,
+    },
     /// The keyspace was opened read-only.
     #[error("{} was opened read-only", path.display())]
     ReadOnly {
@@ -116,7 +124,7 @@ pub enum Error {
 pub enum ErrorKind {
     /// Space, quota or file descriptors ran out: nothing was lost, try again when there is room.
     Retry,
-    /// Another transaction was faster: begin this one again.
+    /// Another transaction, or a clear, was faster: begin this one again.
     Conflict,
     /// Change the argument: a bad key, name, path or option.
     FixInput,
@@ -171,7 +179,7 @@ impl Error {
             Self::Locked { .. } => ErrorKind::Locked,
             Self::Closed { .. } => ErrorKind::Closed,
             Self::Poisoned { .. } => ErrorKind::Poisoned,
-            Self::Conflict => ErrorKind::Conflict,
+            Self::Conflict | Self::PartitionCleared { .. } => ErrorKind::Conflict,
             Self::InvalidInput(_)
             | Self::NotAKeyspace { .. }
             | Self::UnsupportedFormat { .. }

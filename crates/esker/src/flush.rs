@@ -45,6 +45,7 @@ impl Shared {
         let boundary = boundary + if is_planted(Bug::FlushBoundaryTooHigh) { 3 } else { 0 };
         self.versions.refresh(core, &tree, Some(boundary));
         drop(flushing);
+        tree.clean_up();
         self.flushes.fetch_add(1, Ordering::Relaxed);
         self.jobs.request(Job::Compact(core.id));
         self.jobs.request(Job::Tidy);

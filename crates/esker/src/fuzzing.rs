@@ -101,6 +101,7 @@ pub fn changes(payload: &[u8], count: u32) -> Option<Vec<(Change, usize)>> {
             Item::Clear { partition } => ((2, partition, Vec::new(), None), 0),
             Item::Create { partition, name } => ((3, partition, name.into(), None), 0),
             Item::Drop { partition } => ((4, partition, Vec::new(), None), 0),
+            Item::Ingest { partition } => ((5, partition, Vec::new(), None), 0),
         })
     };
     Items::new(payload, count).map(|item| owned(item.ok()?)).collect()
@@ -115,7 +116,8 @@ pub fn payload_again<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Vec<u
             (1, _) => items::delete(&mut out, *partition, key),
             (2, _) => out.extend(items::clear(*partition)),
             (3, _) => out.extend(items::create(*partition, &String::from_utf8_lossy(key))),
-            _ => out.extend(items::drop_partition(*partition)),
+            (4, _) => out.extend(items::drop_partition(*partition)),
+            _ => out.extend(items::ingest(*partition)),
         }
     }
     out

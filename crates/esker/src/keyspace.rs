@@ -78,6 +78,7 @@ pub(crate) struct Shared {
     idle: Condvar,
     pub(crate) flushes: AtomicU64,
     pub(crate) compactions: AtomicU64,
+    pub(crate) ingests: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     closing: AtomicBool,
     closed: Mutex<bool>,
@@ -356,6 +357,7 @@ impl Shared {
             idle: Condvar::new(),
             flushes: AtomicU64::new(0),
             compactions: AtomicU64::new(0),
+            ingests: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             closed: Mutex::new(false),
@@ -545,6 +547,11 @@ impl Shared {
     fn finish(&self) -> Result<()> {
         self.journal.check_poison()?;
         self.flush_all()?;
+        for entry in self.versions.current().values() {
+            if entry.tree.settle_ingests()? {
+                self.versions.refresh(&entry.core, &entry.tree, None);
+            }
+        }
         self.journal.finish()?;
         let mut catalog = self.catalog.lock();
         let newest = self.journal.newest_segment();

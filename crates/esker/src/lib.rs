@@ -49,6 +49,7 @@ mod files;
 mod flush;
 #[doc(hidden)]
 pub mod fuzzing;
+mod ingest;
 mod jobs;
 mod journal;
 mod keyspace;
@@ -82,6 +83,7 @@ pub use checkpoint::{CheckpointBuilder, CheckpointReport};
 pub use config::{Config, Durability, PersistMode};
 pub use copy::{CopyOptions, CopyReport, cold_copy};
 pub use error::{Corruption, Error, ErrorKind, Result};
+pub use ingest::{Ingest, IngestReport};
 pub use keyspace::Keyspace;
 pub use options::{Compression, PartitionOptions};
 pub use partition::{Iter, Keys, Partition};

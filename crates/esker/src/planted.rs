@@ -49,6 +49,8 @@ bugs! {
     FlushedBeforeSync,
     /// CATALOG is written before the journal is synced.
     CatalogBeforeSync,
+    /// Ingested tables are installed before the journal is synced.
+    IngestBeforeSync,
     /// Replay makes a tree for a clear and does not sync its name.
     ReplayedTreeNotSynced,
     /// The first open of a checkpoint removes its list of files and does not sync that.
@@ -155,6 +157,8 @@ bugs! {
     ChangesNotNoted,
     /// What an open transaction has not seen is forgotten once it is visible.
     OpenTransactionsForgotten,
+    /// Ingested tables are merged before CATALOG says that they are in.
+    IngestNotRecorded,
 }
 
 #[cfg(feature = "planted")]

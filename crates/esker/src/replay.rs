@@ -172,7 +172,8 @@ impl<'a> Replay<'a> {
                 Item::Drop { partition } => {
                     self.dropped.extend(self.live.remove(&partition));
                 }
-                Item::Create { partition, .. } => {
+                // An ingest is in the tables, or it was cut short and is nowhere.
+                Item::Create { partition, .. } | Item::Ingest { partition } => {
                     self.target(partition, frame.seqno, &corrupt)?;
                 }
             }

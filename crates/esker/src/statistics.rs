@@ -33,6 +33,8 @@ pub struct Statistics {
     pub flushes: u64,
     /// Compactions that changed something.
     pub compactions: u64,
+    /// Bulk loads finished.
+    pub ingests: u64,
     /// Times a writer had to wait for flush, compaction or journal space.
     pub stalls: u64,
     /// How long writers waited, added up.
@@ -100,6 +102,7 @@ impl Statistics {
             sealed_memtables: map.values().map(|e| e.tree.sealed_memtables() as u64).sum(),
             flushes: load(&shared.flushes),
             compactions: load(&shared.compactions),
+            ingests: load(&shared.ingests),
             stalls: load(&shared.stall.count),
             stall_time: Duration::from_nanos(load(&shared.stall.nanos)),
             checkpoints: load(&shared.checkpoints),

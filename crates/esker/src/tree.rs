@@ -3,7 +3,8 @@
 //! What must stay true (the numbers are the rules of docs/architecture.md, "Building on lsm-tree"):
 //! - Trees get counters of their own (1): lsm-tree bumps them at every install, which would publish
 //!   half-applied batches. The private counter is reset before each operation, so every
-//!   super-version carries 0 or 1, and reads (at `READ_SEQNO_MIN` or above) always get the newest.
+//!   super-version carries 0 or 1, and reads (at `READ_SEQNO_MIN` or above) always get the newest;
+//!   but for that of an ingest, which only views that see the ingest get.
 //! - Inserts go to the cached memtable (2); `rotate` runs only where no batch is in flight.
 //! - One flush and one compaction run at a time; a compaction fixes its inputs before the next
 //!   flush may seal (`gate`), which is what the merge thresholds of `views` rest on.
@@ -13,6 +14,7 @@
 
 mod blobs;
 mod calls;
+mod ingest;
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +36,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 pub use lsm_tree::Slice;
 
+pub(crate) use ingest::{Ingestion, Outcome};
 pub(crate) use reading::{End, RawIter, prefix_bounds};
 
 use calls::{guarded, open_uninterrupted, wrap};
@@ -138,6 +141,9 @@ pub(crate) struct Tree {
     walked_blobs: Mutex<BTreeSet<u64>>,
     /// `current` may name a version that is not in memory.
     undecided: AtomicBool,
+    ingests: Mutex<ingest::Ingests>,
+    /// Ingested tables that CATALOG does not know of: merges wait.
+    unrecorded: AtomicBool,
     /// Delete the directory when the last handle goes.
     doomed: AtomicBool,
     /// The keyspace is closed, and its directory may be somebody else's by now.
@@ -202,6 +208,8 @@ impl Tree {
             next_blob: AtomicU64::new(0),
             walked_blobs: Mutex::default(),
             undecided: AtomicBool::new(false),
+            ingests: Mutex::default(),
+            unrecorded: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
             closed: Arc::clone(&shared.closed),
         };
@@ -333,6 +341,13 @@ impl Tree {
     /// Writes the sealed memtables to tables. `threshold` is for their newest entry, see `views`.
     /// The journal must be synced up to that entry.
     pub(crate) fn flush(&self, _flushing: &MutexGuard<'_, ()>, threshold: u64) -> Result<()> {
+        // What this installs must be noted before a merge can supersede it.
+        let _inputs_fixed = self.is_ingesting().then(|| self.lock_gate());
+        self.flush_sealed(threshold)
+    }
+
+    /// The same for who holds `flushing` elsewhere.
+    fn flush_sealed(&self, threshold: u64) -> Result<()> {
         if self.tree.sealed_memtable_count() == 0 {
             // An earlier attempt may have installed tables and failed behind that.
             self.collect()?;
@@ -363,6 +378,9 @@ impl Tree {
     /// One round of compaction, if the tree wants one.
     pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
         let compacting = self.compacting.lock();
+        if self.is_unrecorded() {
+            return Ok(Compacted::Nothing);
+        }
         self.check_decided()?;
         self.check_stale_blobs()?;
         let choosing = Choosing(&self.gate);
@@ -397,7 +415,9 @@ impl Tree {
             self.remove_leftovers(before, first_new_table);
         }
         drop(merge);
+        self.note_install();
         drop(compacting);
+        self.clean_up();
         result?;
         self.collect()?;
         let changed = self.tree.current_version().id() != before;
@@ -491,23 +511,16 @@ impl Tree {
     /// `compacting`, provided that nothing was installed since the operation began: what was may
     /// have been superseded already, and still be read.
     fn remove_leftovers(&self, version_before: u64, first_new_table: u64) {
-        let live = self.version().files();
-        if live.id != version_before {
+        if self.tree.current_version().id() != version_before {
             return;
         }
         let first_new_blob = self.next_blob.load(Ordering::Acquire);
-        let dirs = [
-            (files::tables(&self.dir), first_new_table),
-            (files::blobs(&self.dir), first_new_blob),
-        ];
-        for (dir, first_new) in dirs {
-            for name in files::names(&dir).unwrap_or_default() {
-                if files::parse_id(&name).is_some_and(|id| id >= first_new) {
-                    // Best effort: the next open removes what remains.
-                    let _ = files::remove_if_present(&dir.join(name));
-                }
+        self.unless_ingesting(|| {
+            for file in self.files_from(first_new_table, first_new_blob) {
+                // Best effort: the next open removes what remains.
+                let _ = files::remove_if_present(&file.path);
             }
-        }
+        });
     }
 
     /// After an install: what others ask for without lsm-tree's locks.
@@ -518,6 +531,7 @@ impl Tree {
             let next = version.blob_files.list_ids().max().map_or(0, |id| id + 1);
             self.next_blob.fetch_max(next, Ordering::AcqRel);
         }
+        self.note_for_ingests();
     }
 
     /// Runs in the first level, as of the last operation.

@@ -127,6 +127,9 @@ impl Machine {
                 self.batch(&changes, None)
             }
             Operation::Transaction { changes, ending } => self.transaction(changes, *ending),
+            Operation::Ingest { at, entries, beside, ending } => {
+                self.ingest(*at, entries, beside, *ending)
+            }
             Operation::EmptyBatch(durability) => self.empty_batch(*durability),
             Operation::DroppedBatch(changes) => self.dropped_batch(changes),
             Operation::RefusedBatch { changes, fault } => self.refused_batch(changes, *fault),

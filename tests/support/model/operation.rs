@@ -132,6 +132,7 @@ pub enum Operation {
     BatchRepeatsAKey(At, Key, Vec<Option<Value>>),
     EmptyBatch(Option<u8>),
     Transaction { changes: Vec<Change>, ending: Ending },
+    Ingest { at: At, entries: Vec<(Key, Option<Value>)>, beside: Vec<Change>, ending: Loading },
     DroppedBatch(Vec<Change>),
     RefusedBatch { changes: Vec<Change>, fault: u8 },
     WritersAtOnce { at: At, writers: u8, each: u8, durability: u8 },
@@ -189,6 +190,15 @@ pub enum Ending {
     Rollback,
     /// Somebody else changes what it has read.
     Overtaken,
+}
+
+/// How an ingest ends.
+#[derive(Copy, Clone, Debug)]
+pub enum Loading {
+    Finish,
+    GiveUp,
+    /// The partition is cleared first.
+    Clear,
 }
 
 /// A kind of operation.
@@ -355,6 +365,9 @@ pub const KINDS: &[Row] = &[
     row("transaction, overtaken", 8, 6, |c| {
         Operation::Transaction { changes: changes(c, 6), ending: Ending::Overtaken }
     }),
+    row("ingest", 14, 8, |c| ingest(c, 30, Loading::Finish)),
+    row("ingest, given up", 3, 2, |c| ingest(c, 10, Loading::GiveUp)),
+    row("ingest into what is cleared", 3, 2, |c| ingest(c, 6, Loading::Clear)),
 ];
 
 /// An operation and the number of its kind.
@@ -415,6 +428,18 @@ fn optional_value(c: &mut dyn Choices) -> Option<Value> {
 fn changes(c: &mut dyn Choices, max: u64) -> Vec<Change> {
     let count = 1 + c.below(max);
     (0..count).map(|_| (at(c), key(c), optional_value(c))).collect()
+}
+
+fn ingest(c: &mut dyn Choices, max: u64, ending: Loading) -> Operation {
+    let at = at(c);
+    let count = c.below(max);
+    let mut entry = || {
+        let value = if c.once_in(12) { Some(large_value(c)) } else { optional_value(c) };
+        (key(c), value)
+    };
+    let entries = (0..count).map(|_| entry()).collect();
+    let beside = if c.once_in(2) { changes(c, 4) } else { Vec::new() };
+    Operation::Ingest { at, entries, beside, ending }
 }
 
 fn edge(c: &mut dyn Choices) -> Edge {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use esker::{Batch, Config, Durability, Error, Result, Slice, TxKind};
 
 use super::machine::Machine;
-use super::operation::{At, Change, Ending, Key, Value};
+use super::operation::{At, Change, Ending, Key, Loading, Value};
 use super::oracle::refused;
 
 pub(super) fn durability(number: u8) -> Durability {
@@ -136,6 +136,60 @@ impl Machine {
                 });
                 let conflict = |e: &Error| matches!(e, Error::Conflict);
                 refused(tx.commit(), "a transaction that was overtaken", conflict);
+            }
+        }
+        true
+    }
+
+    /// The keys in their order; what is written beside it is older, whatever came first.
+    pub(super) fn ingest(
+        &mut self,
+        at: At,
+        entries: &[(Key, Option<Value>)],
+        beside: &[Change],
+        ending: Loading,
+    ) -> bool {
+        let name = self.ensure(at);
+        let partition = self.handle(name);
+        let sorted: BTreeMap<_, _> = entries.iter().map(|(k, v)| (k.bytes(), *v)).collect();
+        let mut ingest = partition.ingest().expect("begin an ingest");
+        let mut loaded = Vec::new();
+        for (number, (key, value)) in sorted.into_iter().enumerate() {
+            if number == entries.len() / 3 && !beside.is_empty() {
+                self.batch(beside, None);
+            }
+            let value = value.map(|value| self.value(value));
+            match &value {
+                Some(value) => ingest.insert(&key[..], &value[..]).expect("add"),
+                None => ingest.remove(&key[..]).expect("add a removal"),
+            }
+            let again = ingest.insert(&key[..], "once more");
+            refused(again, "a key twice", |e| matches!(e, Error::InvalidInput(_)));
+            loaded.push((key, value));
+        }
+        match ending {
+            Loading::GiveUp => drop(ingest),
+            Loading::Clear => {
+                partition.clear().expect("clear");
+                self.seqno += 1;
+                self.model.get_mut(name).expect("it is there").entries = Arc::default();
+                if !loaded.is_empty() {
+                    let cleared = |e: &Error| matches!(e, Error::PartitionCleared { .. });
+                    refused(ingest.finish(), "an ingest into what was cleared", cleared);
+                }
+            }
+            Loading::Finish => {
+                let report = ingest.finish().expect("finish an ingest");
+                assert_eq!(report.entries, loaded.len() as u64);
+                self.seqno += u64::from(!loaded.is_empty());
+                assert_eq!(report.seqno, self.seqno, "the number of an ingest");
+                for (key, value) in loaded {
+                    let entries = self.entries(name);
+                    match value {
+                        Some(value) => entries.insert(key, value),
+                        None => entries.remove(&key),
+                    };
+                }
             }
         }
         true

@@ -21,15 +21,34 @@ const CLEAR: u8 = 3;
 const CREATE: u8 = 4;
 const DROP: u8 = 5;
 const PUT_LZ4: u8 = 6;
+const INGEST: u8 = 7;
 
 /// One change, as replay sees it.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Item<'a> {
-    Put { partition: u32, key: &'a [u8], value: Value<'a> },
-    Delete { partition: u32, key: &'a [u8] },
-    Clear { partition: u32 },
-    Create { partition: u32, name: &'a str },
-    Drop { partition: u32 },
+    Put {
+        partition: u32,
+        key: &'a [u8],
+        value: Value<'a>,
+    },
+    Delete {
+        partition: u32,
+        key: &'a [u8],
+    },
+    Clear {
+        partition: u32,
+    },
+    Create {
+        partition: u32,
+        name: &'a str,
+    },
+    Drop {
+        partition: u32,
+    },
+    /// Tables that did not come through the journal were added.
+    Ingest {
+        partition: u32,
+    },
 }
 
 /// A value as it lies in the journal.
@@ -132,6 +151,10 @@ pub(crate) fn drop_partition(partition: u32) -> Vec<u8> {
     bare(DROP, partition)
 }
 
+pub(crate) fn ingest(partition: u32) -> Vec<u8> {
+    bare(INGEST, partition)
+}
+
 fn bare(kind: u8, partition: u32) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_u8(kind);
@@ -176,6 +199,7 @@ impl<'a> Items<'a> {
             }
             CLEAR => Item::Clear { partition },
             DROP => Item::Drop { partition },
+            INGEST => Item::Ingest { partition },
             CREATE => {
                 let len = self.input.u16()? as usize;
                 let Ok(name) = std::str::from_utf8(self.input.bytes(len)?) else { return Ok(None) };
@@ -220,17 +244,18 @@ mod tests {
         payload.extend(clear(3));
         payload.extend(create(4, "name"));
         payload.extend(drop_partition(5));
-        let items: Vec<_> = Items::new(&payload, 6).map(Result::unwrap).collect();
-        assert_eq!(items.len(), 6);
+        payload.extend(ingest(6));
+        let items: Vec<_> = Items::new(&payload, 7).map(Result::unwrap).collect();
+        assert_eq!(items.len(), 7);
         let Item::Put { value: value @ Value::Lz4 { len: 20_000, .. }, .. } = &items[1] else {
             panic!("{:?}", items[1]);
         };
         assert_eq!(value.bytes().unwrap(), large);
         assert_eq!(items[4], Item::Create { partition: 4, name: "name" });
         for cut in 0..payload.len() {
-            assert!(Items::new(&payload[..cut], 6).any(|item| item.is_err()), "cut at {cut}");
+            assert!(Items::new(&payload[..cut], 7).any(|item| item.is_err()), "cut at {cut}");
         }
-        assert!(Items::new(&payload, 5).any(|item| item.is_err()), "bytes left over");
+        assert!(Items::new(&payload, 6).any(|item| item.is_err()), "bytes left over");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub type Change = (String, Vec<u8>, Option<Vec<u8>>);
 #[derive(Clone, Debug)]
 pub enum Event {
     Batch(Vec<Change>),
+    /// Of one partition, in tables of its own: a crash may leave the number and nothing else.
+    Ingest(Vec<Change>),
     Create(String),
     Clear(String),
     Drop(String),
@@ -106,6 +108,10 @@ impl History {
     pub fn models_at(&self, seqno: u64, durable: u64) -> Vec<Model> {
         let mut models = vec![self.model_at(seqno)];
         if seqno > durable {
+            // Whatever comes behind an ingest waits for its install.
+            if let Some(Event::Ingest(_)) = self.events.get(&seqno) {
+                models.push(self.model_at(seqno - 1));
+            }
             for event in self.refused.get(&seqno).into_iter().flatten() {
                 let mut model = self.model_at(seqno - 1);
                 apply(&mut model, event);
@@ -144,7 +150,7 @@ pub fn apply(model: &mut Model, event: &Event) {
         Event::Create(name) => _ = model.insert(name.clone(), Entries::new()),
         Event::Drop(name) => _ = model.remove(name),
         Event::Clear(name) => _ = model.insert(name.clone(), Entries::new()),
-        Event::Batch(changes) => {
+        Event::Batch(changes) | Event::Ingest(changes) => {
             for (name, key, value) in changes {
                 let Some(entries) = model.get_mut(name) else { continue };
                 match value {

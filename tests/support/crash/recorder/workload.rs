@@ -58,6 +58,7 @@ pub const WORKLOADS: &[Workload] = &[
     Workload { name: "threads", threads: 4, run: threads },
     Workload { name: "partitions", threads: 2, run: partitions },
     Workload { name: "checkpoints", threads: 2, run: checkpoints },
+    Workload { name: "ingests", threads: 2, run: ingests },
     Workload { name: "reopen", threads: 1, run: reopen },
 ];
 
@@ -158,6 +159,43 @@ impl Run {
         }
     }
 
+    /// Loads some keys into one partition, and commits meanwhile, or gives it up.
+    fn ingest(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        let name = NAMES[rng.below(4) as usize];
+        let Some(partition) = keyspace.open_partition(name).expect("look up") else { return };
+        let mut ingest = match partition.ingest() {
+            Ok(ingest) => ingest,
+            Err(Error::PartitionDropped { .. }) => return,
+            Err(error) => panic!("an ingest did not begin: {error}"),
+        };
+        let mut changes = Vec::new();
+        for number in (0..KEYS).filter(|_| rng.one_in(3)).collect::<Vec<_>>() {
+            let key = format!("key {number:02}").into_bytes();
+            let value = (!rng.one_in(8)).then(|| value(rng));
+            match &value {
+                Some(value) => ingest.insert(key.clone(), value.clone()).expect("add"),
+                None => ingest.remove(key.clone()).expect("add a removal"),
+            }
+            changes.push((name.to_owned(), key, value));
+        }
+        for _ in 0..rng.below(3) {
+            self.commit(keyspace, rng);
+        }
+        if changes.is_empty() || rng.one_in(5) {
+            return;
+        }
+        match ingest.finish() {
+            Ok(report) => {
+                let seqno = report.seqno;
+                let twice = self.log().history.events.insert(seqno, Event::Ingest(changes));
+                assert!(twice.is_none(), "commit {seqno} was given away twice");
+                self.ack(&Ack::Commit { seqno, durable: true });
+            }
+            Err(Error::PartitionDropped { .. } | Error::PartitionCleared { .. }) => {}
+            Err(error) => panic!("an ingest failed: {error}"),
+        }
+    }
+
     fn persist(&self, keyspace: &Keyspace, mode: Durability) {
         let seqno = keyspace.seqno();
         keyspace.persist(mode).expect("persist");
@@ -242,6 +280,7 @@ impl Run {
             3 => self.compact(keyspace, rng),
             4 => self.restructure(keyspace, NAMES[rng.below(4) as usize], rng),
             5 => self.restructure(keyspace, NAMES[2 + rng.below(2) as usize], rng),
+            6 => self.ingest(keyspace, rng),
             _ => self.commit(keyspace, rng),
         }
     }
@@ -296,10 +335,11 @@ fn threads(run: &Run, rng: &mut Rng) {
             });
         }
         for _ in 0..12 {
-            match rng.below(4) {
+            match rng.below(5) {
                 0 => run.flush(&keyspace),
                 1 => run.compact(&keyspace, rng),
                 2 => run.persist(&keyspace, Durability::SyncData),
+                3 => run.ingest(&keyspace, rng),
                 _ => run.restructure(&keyspace, NAMES[rng.below(4) as usize], rng),
             }
             std::thread::sleep(Duration::from_micros(rng.below(2000)));
@@ -347,6 +387,9 @@ fn checkpoints(run: &Run, rng: &mut Rng) {
             if rng.one_in(3) {
                 run.restructure(keyspace, NAMES[2], rng);
             }
+            if rng.one_in(3) {
+                run.ingest(keyspace, rng);
+            }
             run.checkpoint(keyspace, rng);
         }
     });
@@ -356,6 +399,29 @@ fn checkpoints(run: &Run, rng: &mut Rng) {
     for _ in 0..5 {
         run.commit(&keyspace, rng);
     }
+    run.close(keyspace);
+}
+
+/// Mostly ingests, which are merged with what was written before and after them.
+fn ingests(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES, rng);
+    std::thread::scope(|scope| {
+        let (keyspace, mut writer) = (&keyspace, Rng::new(rng.bits()));
+        scope.spawn(move || {
+            for _ in 0..60 {
+                run.commit(keyspace, &mut writer);
+            }
+        });
+        for _ in 0..8 {
+            run.ingest(keyspace, rng);
+            match rng.below(5) {
+                0 | 1 => run.compact(keyspace, rng),
+                2 => run.restructure(keyspace, NAMES[rng.below(4) as usize], rng),
+                _ => {}
+            }
+        }
+    });
     run.close(keyspace);
 }
 

@@ -122,6 +122,7 @@ pub fn run(spec: &Spec) -> Result<Outcome> {
     let heartbeat = Heartbeat::start();
     let mut outcome = match workload.kind {
         Kind::Prepare => operations::prepare(spec, &workload)?,
+        Kind::Ingest => operations::ingest(spec, &workload)?,
         Kind::OpenClean | Kind::OpenKill => opening::run(spec, &workload)?,
         Kind::Checkpoint(_) | Kind::Timeline => checkpoints::under_load(spec, &workload)?,
         Kind::Growing => checkpoints::growing(spec, &workload)?,

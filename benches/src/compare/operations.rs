@@ -91,6 +91,40 @@ pub fn load(peer: &dyn Peer, spec: &Spec, numbers: std::ops::Range<u64>) -> Resu
     Ok(())
 }
 
+/// Loads ascending keys past the journal, and looks whether they are there.
+///
+/// # Errors
+///
+/// What the engine returns; also when an entry is missing.
+pub fn ingest(spec: &Spec, workload: &Workload) -> Result<Outcome> {
+    let peer = spec.open(workload)?;
+    let (mut values, mut random) = (Values::new(spec.value_bytes), data::random(spec.round, 0, 3));
+    let mut number = 0;
+    let began = Instant::now();
+    let mut source = |key: &mut Key, value: &mut Vec<u8>| {
+        *key = data::key(number, Order::Ascending);
+        value.resize(spec.value_bytes, 0);
+        values.fill(&mut random, value);
+        number += 1;
+        number <= spec.entries
+    };
+    let last_step = peer.ingest(&mut source, &spec.scratch)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut outcome = Outcome { operations: spec.entries, seconds, ..Outcome::default() };
+    if let Some(last_step) = last_step {
+        let mut session = peer.session()?;
+        for number in (0..spec.entries).step_by((spec.entries as usize / 1000).max(1)) {
+            if !session.get(&data::key(number, Order::Ascending))? {
+                return Err(format!("entry {number} is missing").into());
+            }
+        }
+        outcome.value = Some(spec.entries as f64 / seconds);
+        outcome.add("last step s", last_step.as_secs_f64());
+    }
+    peer.close()?;
+    Ok(outcome)
+}
+
 /// Runs the workload.
 ///
 /// # Errors

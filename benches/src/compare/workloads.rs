@@ -12,6 +12,8 @@ pub enum Kind {
     Fill(Order),
     /// Batches of 100 puts of new keys.
     FillBatch,
+    /// A bulk load past the journal.
+    Ingest,
     /// Puts of random keys that are there.
     Overwrite,
     /// Gets.
@@ -168,6 +170,15 @@ pub const WORKLOADS: &[Workload] = &[
         Start::Empty,
         "atomic batches of 100 puts of new keys in random order, unsynced; counts entries",
     )
+    .counting(ENTRIES),
+    Workload::new(
+        "ingest",
+        "bulk",
+        Kind::Ingest,
+        Start::Empty,
+        "ascending entries of a generator past the journal, durable in the end; counts entries",
+    )
+    .single()
     .counting(ENTRIES),
     Workload::new(
         "overwrite",

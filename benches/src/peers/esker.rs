@@ -6,14 +6,17 @@
 //!   as given (an entry counts with what it takes in memory); a memtable is flushed at 3/32 of it,
 //!   the proportion of the defaults.
 //! - Settled: flushed, then merged into the last level by `Partition::compact`.
+//! - Bulk loads: `Partition::ingest`.
 
 use std::ops::Bound;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ::esker::{Config, Keyspace, Partition, PartitionOptions};
 
 use super::{
-    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+    Direction, Durability, Key, Peer, Session, Settings, Source, Survives, Taken, Variant, look,
+    walk,
 };
 use crate::Result;
 
@@ -75,6 +78,17 @@ impl Peer for Esker {
             Variant::Flush => self.keyspace.checkpoint().flush_first(true).write_to(target)?,
         };
         Ok(Taken { freeze: Some(report.freeze) })
+    }
+
+    fn ingest(&self, source: &mut Source<'_>, _: &Path) -> Result<Option<Duration>> {
+        let (mut key, mut value) = (Key::default(), Vec::new());
+        let mut ingest = self.partition.ingest()?;
+        while source(&mut key, &mut value) {
+            ingest.insert(key.as_slice(), value.as_slice())?;
+        }
+        let began = Instant::now();
+        ingest.finish()?;
+        Ok(Some(began.elapsed()))
     }
 
     fn close(self: Box<Self>) -> Result<()> {

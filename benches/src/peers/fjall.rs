@@ -9,13 +9,14 @@
 //! - The write buffer: `max_write_buffer_size` is accepted and used nowhere in 3.1.13. What holds
 //!   memory down is the memtable size, with four sealed ones at most: a fifth of the buffer each.
 //! - Settled: `rotate_memtable_and_wait`, then `major_compact`.
+//! - Bulk loads: `Keyspace::start_ingestion`.
 //! - It has no copy of an open database, so it is stopped and copied: writers are kept out, flushes
 //!   and compactions waited for, the journal synced, and the directory copied and synced. Its
 //!   counters can be zero between two jobs, so a copy during which a file changed is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::fjall::config::{
     BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
@@ -23,7 +24,8 @@ use ::fjall::config::{
 use ::fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{
-    Direction, Durability, Key, Peer, Session, Settings, Survives, Taken, Variant, look, walk,
+    Direction, Durability, Key, Peer, Session, Settings, Source, Survives, Taken, Variant, look,
+    walk,
 };
 use crate::Result;
 use crate::compare::files;
@@ -109,6 +111,17 @@ impl Peer for Fjall {
             fs::remove_dir_all(target)?;
         }
         Err("fjall went on changing its files while nobody wrote".into())
+    }
+
+    fn ingest(&self, source: &mut Source<'_>, _: &Path) -> Result<Option<Duration>> {
+        let (mut key, mut value) = (Key::default(), Vec::new());
+        let mut ingestion = self.keyspace.start_ingestion()?;
+        while source(&mut key, &mut value) {
+            ingestion.write(key.as_slice(), value.as_slice())?;
+        }
+        let began = Instant::now();
+        ingestion.finish()?;
+        Ok(Some(began.elapsed()))
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -78,6 +78,9 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// Writes the next key and its value into the buffers; false when there is none.
+pub type Source<'a> = dyn FnMut(&mut Key, &mut Vec<u8>) -> bool + 'a;
+
 /// Which way a scan goes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -146,6 +149,18 @@ pub trait Peer: Send + Sync {
     ///
     /// What the engine returns.
     fn copy_to(&self, target: &Path, variant: Variant) -> Result<Taken>;
+
+    /// Loads ascending entries past the journal, as the engine does it, into its empty database: all
+    /// are visible and survive a power cut when it returns. `scratch` is an empty directory on the
+    /// same filesystem. Returns how long the last step took, which shows the entries; `None` if there
+    /// is nothing of the kind.
+    ///
+    /// # Errors
+    ///
+    /// What the engine returns.
+    fn ingest(&self, _source: &mut Source<'_>, _scratch: &Path) -> Result<Option<Duration>> {
+        Ok(None)
+    }
 
     /// Closes cleanly.
     ///

@@ -159,6 +159,8 @@ fn wrong_usage_exits_with_2_and_creates_nothing() {
         &["load", "store", "-p", "p", "--format", "files", "-"],
         &["load", "store", "-p", "p", "--format", "jsonl", "--escaped", "x"],
         &["load", "store", "-p", "p", "--format", "tsv", "--batch", "0"],
+        &["load", "store", "-p", "p", "--format", "tsv", "--sorted", "--bulk"],
+        &["load", "store", "-p", "p", "--format", "tsv", "--sort-memory", "5"],
         &["put", "store", "-p", "p", "--escaped", "\\q", "v"],
         &["scan", "store", "-p", "p", "--prefix", "a", "--from", "b"],
         &["verify", "store", "--threads", "0"],
@@ -426,6 +428,46 @@ fn malformed_jsonl_names_its_line_and_keeps_the_lines_before() {
     let load = shell.run(&["load", "store", "-p", "p", "-f", "jsonl", input]);
     load.fails_in_one_line(1, &["in.jsonl, line 4: ", "column", "2 entries before it loaded"]);
     assert_eq!(shell.run(&["scan", "store", "-p", "p"]).ok(), "a\t1\n\\xff\t\\x00\n");
+}
+
+#[test]
+fn a_bulk_load_sorts_and_the_last_entry_of_a_key_stays() {
+    let shell = Shell::new();
+    let mut lines: Vec<String> =
+        (0..40_000_u64).map(|n| format!("key {:05}\t{n}\n", n * 7919 % 20_000)).collect();
+    lines.push("key 00000\tlast\n".to_owned());
+    let load = ["load", "store", "-p", "p", "-f", "tsv", "--bulk", "--sort-memory", "1"];
+    let summary = shell.run_with(&load, lines.concat().as_bytes()).ok();
+    assert!(summary.starts_with("loaded 20,000 entries, "), "{summary}");
+    assert_eq!(shell.run(&["count", "store", "-p", "p"]).ok().trim(), "20000");
+    assert_eq!(shell.run(&["get", "store", "-p", "p", "key 00000"]).ok(), "last");
+    let left: Vec<_> =
+        fs::read_dir(shell.path(".")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["store"], "nothing is left of the sort");
+    shell.run(&["verify", "store"]).ok();
+}
+
+#[test]
+fn a_sorted_load_is_all_or_nothing() {
+    let shell = Shell::new();
+    let load = ["load", "store", "-p", "p", "-f", "tsv", "--sorted"];
+    shell.run_with(&load, b"a\t1\nb\t2\nc\t3\n").ok();
+    let unsorted = shell.run_with(&load, b"d\t4\nf\t5\ne\t6\n");
+    unsorted.fails_in_one_line(1, &["standard input, line 3: the key \"e\"", "nothing was loaded"]);
+    assert_eq!(shell.run(&["count", "store", "-p", "p"]).ok().trim(), "3");
+    let jsonl = ["load", "store", "-p", "p", "-f", "jsonl", "--sorted"];
+    let stopped = shell.run_with(&jsonl, b"{\"key\":\"x\",\"value\":\"1\"}\nnonsense\n");
+    stopped.fails(1, &["line 2: ", "1 entry before it loaded"]);
+    assert_eq!(shell.run(&["get", "store", "-p", "p", "x"]).ok(), "1");
+}
+
+#[test]
+fn a_bulk_load_that_cannot_sort_says_where() {
+    let shell = Shell::new();
+    let load =
+        ["load", "store", "-p", "p", "-f", "tsv", "--bulk", "--sort-memory", "1", "-T", "gone"];
+    let lines: String = (0..40_000).map(|n| format!("{n}\tv\n")).collect();
+    shell.run_with(&load, lines.as_bytes()).fails(1, &["cannot sort in gone: "]);
 }
 
 #[test]

@@ -41,10 +41,8 @@ const BATCHES_MAX: usize = 4;
 /// How often the writer looks whether the keyspace is being closed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-struct Entry {
-    key: Slice,
-    value: Option<Slice>,
-}
+/// A key, and its value unless it is removed.
+type Entry = (Slice, Option<Slice>);
 
 /// What the writer is told.
 enum Order {
@@ -177,7 +175,7 @@ impl Partition {
             std::thread::Builder::new()
                 .name("esker-ingest".into())
                 .spawn(move || {
-                    Writer { shared: &shared, core: &core, tree: &tree }.run(&inbox, &outbox)
+                    Writer { shared: &shared, core: &core, tree: &tree }.run(&inbox, &outbox);
                 })
                 .map_err(|e| Error::io("start a thread for", &shared_path(self), e))?
         };
@@ -256,7 +254,7 @@ impl Ingest {
         }
         let bytes = key.len() + value.as_ref().map_or(0, |value| value.len());
         self.last_key = Some(key.clone());
-        self.waiting.push(Entry { key, value });
+        self.waiting.push((key, value));
         self.waiting_bytes += bytes;
         self.entries += 1;
         self.bytes += bytes as u64;
@@ -333,9 +331,7 @@ impl Writer<'_> {
         answer(Answer::Began);
         loop {
             match self.next(orders, prepared)? {
-                Some(Order::Write(entries)) => {
-                    entries.into_iter().try_for_each(|e| ingestion.add(e.key, e.value))?;
-                }
+                Some(Order::Write(entries)) => ingestion.add(entries)?,
                 Some(Order::Prepare) => {
                     ingestion.sync()?;
                     prepared = true;

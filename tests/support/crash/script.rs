@@ -2,8 +2,8 @@
 //!
 //! Each writer counts. Commit `count` of a writer puts one key into one of the three lasting
 //! partitions and renews the writer's `last` in all of them; the commits of writer 0 also put a key
-//! into `fleeting`, which is cleared, or dropped and made anew, after certain counts. So the content
-//! after any number of commits follows from the newest count of every writer.
+//! into `fleeting`, which is cleared, dropped and made anew, or emptied by an ingest, after certain
+//! counts. So the content after any number of commits follows from the newest count of every writer.
 
 use esker::{Config, Keyspace, Partition, PartitionOptions, Result};
 
@@ -78,11 +78,14 @@ pub fn value(writer: usize, count: u64) -> Vec<u8> {
 pub enum Shape {
     Clear,
     DropAndCreate,
+    /// An ingest removes every key.
+    Unload,
 }
 
 /// What follows commit `count` of writer 0.
 pub fn shape_after(count: u64) -> Option<Shape> {
     match count % 24 {
+        5 | 17 => Some(Shape::Unload),
         11 => Some(Shape::Clear),
         23 => Some(Shape::DropAndCreate),
         _ => None,
@@ -116,7 +119,7 @@ pub fn fleeting(newest: Option<u64>) -> Entries {
 pub fn changes(newest: &BTreeMap<usize, u64>, content: &Model) -> u64 {
     let Some(&last) = newest.get(&0) else { return content.len() as u64 };
     let numbers = |shape| match shape {
-        Some(Shape::Clear) => 1,
+        Some(Shape::Clear | Shape::Unload) => 1,
         Some(Shape::DropAndCreate) => 2,
         None => 0,
     };

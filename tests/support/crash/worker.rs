@@ -392,8 +392,17 @@ impl Writer<'_> {
     fn shape(&self, count: u64) -> Attempt<()> {
         let clear = || script::partition(self.keyspace, FLEETING)?.clear();
         let drop = || self.keyspace.drop_partition(FLEETING).map(|_| ());
+        let unload = || {
+            let fleeting = script::partition(self.keyspace, FLEETING)?;
+            let mut ingest = fleeting.ingest()?;
+            for key in fleeting.iter()?.keys() {
+                ingest.remove(key?)?;
+            }
+            ingest.finish()
+        };
         match script::shape_after(count) {
             None => return Ok(()),
+            Some(Shape::Unload) => _ = self.worker.attempt("ingest", unload)?,
             Some(Shape::Clear) => self.worker.attempt("clear", clear)?,
             Some(Shape::DropAndCreate) => {
                 self.worker.attempt("drop", drop)?;

@@ -7,8 +7,8 @@
 //!   would end up below an older one, or tables would be ahead of the journal.
 //! - The tree's counter holds the number just for the install (1). The super-version that carries it
 //!   stands beside the one before it, which older views go on reading, until the next install.
-//! - No merge runs before CATALOG says that the tables are in (`unrecorded`): a merge forgets their
-//!   number, and a replay from an older CATALOG would put older entries above them.
+//! - No merge runs before CATALOG says that the tables are in (`unrecorded`): a merge forgets removals
+//!   and their number, and a replay from an older CATALOG would bring back what they removed.
 //! - What an abandoned ingest wrote is removed, and nothing else. Its files are those that no version
 //!   has named since the first open ingest began. So every install is noted before the next one can
 //!   supersede it: until they are gone, a flush holds the gate, and a compaction `compacting`.
@@ -137,7 +137,7 @@ impl Tree {
             return;
         }
         let version = self.tree.current_version();
-        ingests.tables.extend(version.iter_tables().map(|table| table.id()));
+        ingests.tables.extend(version.iter_tables().map(lsm_tree::Table::id));
         ingests.blobs.extend(version.blob_files.list_ids());
     }
 
@@ -185,7 +185,7 @@ impl Tree {
     /// The files on disk whose numbers are these or higher, without those that the version names.
     pub(super) fn files_from(&self, first_table: u64, first_blob: u64) -> Vec<TreeFile> {
         let version = self.tree.current_version();
-        let named: BTreeSet<u64> = version.iter_tables().map(|table| table.id()).collect();
+        let named: BTreeSet<u64> = version.iter_tables().map(lsm_tree::Table::id).collect();
         let dirs = [
             (files::tables(&self.dir), first_table, false),
             (files::blobs(&self.dir), first_blob, true),
@@ -219,12 +219,14 @@ impl TreeFile {
 }
 
 impl Ingestion<'_> {
-    /// Adds an entry, or a tombstone. The keys ascend.
-    pub(crate) fn add(&mut self, key: Slice, value: Option<Slice>) -> Result<()> {
+    /// Adds entries, and tombstones where there is no value. The keys ascend.
+    pub(crate) fn add(&mut self, entries: Vec<(Slice, Option<Slice>)>) -> Result<()> {
         let writer = self.writer.as_mut().expect("it was not installed yet");
-        guarded("ingest into", &self.tree.dir, || match value {
-            Some(value) => writer.write(key, value),
-            None => writer.write_tombstone(key),
+        guarded("ingest into", &self.tree.dir, || {
+            entries.into_iter().try_for_each(|(key, value)| match value {
+                Some(value) => writer.write(key, value),
+                None => writer.write_tombstone(key),
+            })
         })
     }
 

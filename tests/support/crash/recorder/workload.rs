@@ -169,9 +169,11 @@ impl Run {
             Err(error) => panic!("an ingest did not begin: {error}"),
         };
         let mut changes = Vec::new();
+        // Nothing is left of removals alone once they are merged.
+        let removals = rng.one_in(4);
         for number in (0..KEYS).filter(|_| rng.one_in(3)).collect::<Vec<_>>() {
             let key = format!("key {number:02}").into_bytes();
-            let value = (!rng.one_in(8)).then(|| value(rng));
+            let value = (!removals && !rng.one_in(8)).then(|| value(rng));
             match &value {
                 Some(value) => ingest.insert(key.clone(), value.clone()).expect("add"),
                 None => ingest.remove(key.clone()).expect("add a removal"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use esker::{Iter, Partition, PartitionOptions};
+use esker::{Iter, Partition, PartitionOptions, Readable, TxKeyspace, TxKind, TxPartition};
 use esker_tests::{Seeded, Store};
 
 type Entries = Vec<(Vec<u8>, Vec<u8>)>;
@@ -301,5 +301,132 @@ fn separated_values_that_were_overwritten_or_removed_go_with_compaction() {
         p.compact().unwrap();
         let expected: Entries = model.clone().into_iter().collect();
         assert!(collect(p.iter().unwrap()) == expected, "round {round}");
+    }
+}
+
+/// Only what borrows nothing can be returned from here.
+fn iterators_of_all_kinds(keyspace: &TxKeyspace, p: &TxPartition) -> Vec<(&'static str, Iter)> {
+    let snapshot = keyspace.snapshot();
+    let mut tx = keyspace.write_tx().unwrap();
+    tx.insert(p, "b", "own").unwrap();
+    tx.remove(p, "c").unwrap();
+    vec![
+        ("newest", p.iter().unwrap()),
+        ("snapshot", snapshot.range(p, "a"..="d").unwrap()),
+        ("transaction", tx.iter(p).unwrap()),
+    ]
+}
+
+#[test]
+fn iterators_outlive_what_they_came_from_and_whatever_happens_to_it() {
+    fn is_static<T: Send + 'static>(_: &T) {}
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = TxKeyspace::open(dir.path().join("db"), TxKind::Optimistic).unwrap();
+    let options = PartitionOptions::default().separate_values_from(Some(100));
+    let p = keyspace.partition("p", options).unwrap();
+    let long = "v".repeat(300);
+    for key in ["a", "b", "c", "d"] {
+        p.insert(key, long.clone()).unwrap();
+    }
+    keyspace.flush().unwrap();
+    let iterators = iterators_of_all_kinds(&keyspace, &p);
+    // Whatever they see is overwritten, merged away, cleared, dropped and closed.
+    p.insert("a", "new").unwrap();
+    p.remove("d").unwrap();
+    p.compact().unwrap();
+    p.clear().unwrap();
+    keyspace.drop_partition("p").unwrap();
+    drop(p);
+    keyspace.close().unwrap();
+    let plain = [("a", &*long), ("b", &long), ("c", &long), ("d", &long)];
+    let own = [("a", &*long), ("b", "own"), ("d", &long)];
+    let threads = iterators.into_iter().map(|(what, iter)| {
+        is_static(&iter);
+        let expected = if what == "transaction" { own.to_vec() } else { plain.to_vec() };
+        let expected: Entries =
+            expected.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
+        std::thread::spawn(move || assert!(collect(iter) == expected, "{what}"))
+    });
+    threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn a_range_begins_where_it_is_asked_to_from_either_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = TxKeyspace::open(dir.path().join("db"), TxKind::SingleWriter).unwrap();
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    for number in (0..1000).step_by(10) {
+        p.insert(format!("{number:03}"), "").unwrap();
+        if number == 500 {
+            keyspace.flush().unwrap();
+        }
+    }
+    let mut tx = keyspace.write_tx().unwrap();
+    tx.remove(&p, "500").unwrap();
+    tx.insert(&p, "505", "").unwrap();
+    fn seek(view: &impl Readable, p: &Partition, key: &str) -> [Option<String>; 4] {
+        let text = |key: Option<esker::Result<esker::Slice>>| {
+            key.map(|key| String::from_utf8(key.unwrap().to_vec()).unwrap())
+        };
+        let after = (Bound::Excluded(key), Bound::Unbounded);
+        [
+            text(view.range(p, key..).unwrap().keys().next()),
+            text(view.range::<&str, _>(p, after).unwrap().keys().next()),
+            text(view.range(p, ..key).unwrap().keys().next_back()),
+            text(view.range(p, ..=key).unwrap().keys().next_back()),
+        ]
+    }
+    let some = |keys: [&str; 4]| keys.map(|key| (!key.is_empty()).then(|| key.to_owned()));
+    let snapshot = keyspace.snapshot();
+    // At or after, after, before, at or before.
+    assert_eq!(seek(&snapshot, &p, "495"), some(["500", "500", "490", "490"]));
+    assert_eq!(seek(&snapshot, &p, "500"), some(["500", "510", "490", "500"]));
+    assert_eq!(seek(&tx, &p, "495"), some(["505", "505", "490", "490"]));
+    assert_eq!(seek(&tx, &p, "505"), some(["505", "510", "490", "505"]));
+    assert_eq!(seek(&tx, &p, "500"), some(["505", "505", "490", "490"]));
+    assert_eq!(seek(&snapshot, &p, "000"), some(["000", "010", "", "000"]));
+    assert_eq!(seek(&snapshot, &p, "9999"), some(["", "", "990", "990"]));
+    assert_eq!(seek(&snapshot, &p, ""), some(["000", "000", "", ""]));
+}
+
+#[test]
+fn the_keys_of_a_transaction_are_those_of_its_entries_from_both_ends() {
+    let mut random = Seeded::new("the_keys_of_a_transaction");
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = TxKeyspace::open(dir.path().join("db"), TxKind::Optimistic).unwrap();
+    let options = PartitionOptions::default().separate_values_from(Some(20));
+    let p = keyspace.partition("p", options).unwrap();
+    for _ in 0..50 {
+        let mut tx = keyspace.write_tx().unwrap();
+        for _ in 0..random.below(20) {
+            let key = [random.below(30) as u8];
+            if random.one_in(3) {
+                tx.remove(&p, key).unwrap();
+            } else {
+                let len = random.below(40) as usize;
+                tx.insert(&p, key, random.bytes(len)).unwrap();
+            }
+        }
+        let expected: Vec<_> = tx.iter(&p).unwrap().map(|entry| entry.unwrap().0).collect();
+        let (mut front, mut back) = (Vec::new(), Vec::new());
+        // Some of the first are read as entries.
+        let mut entries = tx.iter(&p).unwrap();
+        for _ in 0..random.below(3) {
+            front.extend(entries.next().map(|entry| entry.unwrap().0));
+        }
+        let mut keys = entries.keys();
+        loop {
+            let from_front = random.one_in(2);
+            let key = if from_front { keys.next() } else { keys.next_back() };
+            let Some(key) = key else { break };
+            if from_front { front.push(key.unwrap()) } else { back.push(key.unwrap()) }
+        }
+        front.extend(back.into_iter().rev());
+        assert_eq!(front, expected);
+        assert_eq!(tx.len(&p).unwrap(), expected.len());
+        tx.commit().unwrap();
+        if random.one_in(5) {
+            keyspace.flush().unwrap();
+        }
     }
 }

@@ -20,6 +20,7 @@ mod ingest;
 mod iteration;
 mod neighbours;
 mod options;
+mod readable;
 mod readonly;
 mod recovery;
 mod snapshots;

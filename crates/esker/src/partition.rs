@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::error::{Error, Result};
+use crate::iter::{Iter, count};
 use crate::keyspace::{Keyspace, Shared};
-use crate::lock::KeyspaceLock;
 use crate::options::PartitionOptions;
-use crate::tree::{RawIter, Slice, Tree};
+use crate::tree::{Bounds, RawIter, Slice, Tree};
 
 pub(crate) const NAME_LEN_MAX: usize = 255;
 
@@ -358,9 +358,7 @@ impl Partition {
     }
 }
 
-pub(crate) fn owned_bounds<K: AsRef<[u8]>>(
-    range: &impl RangeBounds<K>,
-) -> (Bound<Slice>, Bound<Slice>) {
+pub(crate) fn owned_bounds<K: AsRef<[u8]>>(range: &impl RangeBounds<K>) -> Bounds {
     let own = |bound: Bound<&K>| bound.map(|key| Slice::from(key.as_ref()));
     let bounds = (own(range.start_bound()), own(range.end_bound()));
     // A range that ends before it starts is empty, as in a BTreeMap it would be a panic.
@@ -371,71 +369,6 @@ pub(crate) fn owned_bounds<K: AsRef<[u8]>>(
             (Bound::Included(a.clone()), Bound::Excluded(a.clone()))
         }
         _ => bounds,
-    }
-}
-
-pub(crate) fn count(iter: Iter) -> Result<usize> {
-    let mut count = 0;
-    for key in iter.keys() {
-        key?;
-        count += 1;
-    }
-    Ok(count)
-}
-
-/// Entries in key order, from both ends. Sees the state of the moment it was made.
-pub struct Iter {
-    raw: RawIter,
-    /// Trees of dropped partitions and old generations live as long as somebody reads them.
-    _tree: Arc<Tree>,
-    _lock: Option<Arc<KeyspaceLock>>,
-    _keyspace: Keyspace,
-}
-
-impl Iter {
-    pub(crate) fn new(raw: RawIter, tree: Arc<Tree>, keyspace: Keyspace) -> Self {
-        Self { raw, _tree: tree, _lock: keyspace.shared().lock_handle(), _keyspace: keyspace }
-    }
-
-    /// The keys alone; separated values are not loaded.
-    pub fn keys(self) -> Keys {
-        Keys(self)
-    }
-}
-
-impl Iterator for Iter {
-    type Item = Result<(Slice, Slice)>;
-    fn next(&mut self) -> Option<Self::Item> {
-        self.raw.next_entry()
-    }
-}
-
-impl DoubleEndedIterator for Iter {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.raw.next_entry_back()
-    }
-}
-
-impl fmt::Debug for Iter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Iter").finish_non_exhaustive()
-    }
-}
-
-/// Keys in order, from both ends.
-#[derive(Debug)]
-pub struct Keys(Iter);
-
-impl Iterator for Keys {
-    type Item = Result<Slice>;
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.raw.next_key()
-    }
-}
-
-impl DoubleEndedIterator for Keys {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.raw.next_key_back()
     }
 }
 

@@ -1,12 +1,13 @@
 //! A read view of the whole keyspace at one commit.
 
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::iter::{Iter, count};
 use crate::keyspace::Keyspace;
-use crate::partition::{Iter, Partition, count, owned_bounds};
-use crate::tree::{Slice, Tree};
+use crate::partition::{Partition, owned_bounds};
+use crate::tree::{Bounds, Slice, Tree};
 use crate::views::View;
 
 /// Every partition as it was when the snapshot was taken, whatever is written, flushed, compacted,
@@ -89,11 +90,7 @@ impl Snapshot {
         self.between(partition, owned_bounds(&range))
     }
 
-    pub(crate) fn between(
-        &self,
-        partition: &Partition,
-        bounds: (Bound<Slice>, Bound<Slice>),
-    ) -> Result<Iter> {
+    pub(crate) fn between(&self, partition: &Partition, bounds: Bounds) -> Result<Iter> {
         let tree = self.tree(partition)?;
         let raw = tree.range(bounds, self.view.read_seqno());
         Ok(Iter::new(raw, tree, self.keyspace.clone()))

@@ -12,13 +12,13 @@
 //! - Nothing in such a keyspace is changed without the turn, or without being noted: also plain
 //!   batches, clears and drops. A partition that is created was read by nobody.
 
-mod iter;
 mod keyspace;
+mod overlay;
 mod turn;
 mod write;
 
-pub use iter::TxIter;
 pub use keyspace::{TxKeyspace, TxKind, TxPartition};
 pub use write::WriteTx;
 
+pub(crate) use overlay::{Overlay, Own};
 pub(crate) use turn::{Held, WriterTurn};

@@ -37,7 +37,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 pub use lsm_tree::Slice;
 
 pub(crate) use ingest::{Ingestion, Outcome};
-pub(crate) use reading::{End, RawIter, prefix_bounds};
+pub(crate) use reading::{Bounds, End, RawIter, prefix_bounds};
 
 use calls::{guarded, open_uninterrupted, wrap};
 

@@ -7,16 +7,17 @@ use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
-use super::iter::{Own, TxIter};
 use super::keyspace::TxKeyspace;
+use super::overlay::Own;
 use super::turn::Held;
 use crate::Durability;
 use crate::batch::{Change, Changes};
 use crate::conflict::{Check, Open, Reads};
 use crate::error::{Error, Result};
+use crate::iter::{Iter, count};
 use crate::partition::{Partition, PartitionCore, owned_bounds};
 use crate::snapshot::Snapshot;
-use crate::tree::{Slice, prefix_bounds};
+use crate::tree::{Bounds, Slice, prefix_bounds};
 
 /// Reads of one moment and changes that happen together, or not at all: at [`WriteTx::commit`], or
 /// never if the transaction is dropped.
@@ -173,7 +174,7 @@ impl WriteTx {
         &self,
         partition: &Partition,
         range: R,
-    ) -> Result<TxIter> {
+    ) -> Result<Iter> {
         self.between(partition, owned_bounds(&range))
     }
 
@@ -182,7 +183,7 @@ impl WriteTx {
     /// # Errors
     ///
     /// As [`WriteTx::range`].
-    pub fn prefix(&self, partition: &Partition, prefix: impl AsRef<[u8]>) -> Result<TxIter> {
+    pub fn prefix(&self, partition: &Partition, prefix: impl AsRef<[u8]>) -> Result<Iter> {
         self.between(partition, prefix_bounds(prefix.as_ref()))
     }
 
@@ -191,7 +192,7 @@ impl WriteTx {
     /// # Errors
     ///
     /// As [`WriteTx::range`].
-    pub fn iter(&self, partition: &Partition) -> Result<TxIter> {
+    pub fn iter(&self, partition: &Partition) -> Result<Iter> {
         self.between(partition, (Bound::Unbounded, Bound::Unbounded))
     }
 
@@ -228,13 +229,7 @@ impl WriteTx {
     ///
     /// As [`WriteTx::get`].
     pub fn len(&self, partition: &Partition) -> Result<usize> {
-        self.note_range(partition, (Bound::Unbounded, Bound::Unbounded));
-        let own = self.own(partition);
-        let set = own.values().flatten().count();
-        let below = self.snapshot.iter(partition)?.keys();
-        below
-            .filter(|key| !key.as_ref().is_ok_and(|key| own.contains_key(key)))
-            .try_fold(set, |count, key| key.map(|_| count + 1))
+        count(self.iter(partition)?)
     }
 
     /// Whether there is no entry.
@@ -352,28 +347,20 @@ impl WriteTx {
         }
     }
 
-    fn between(
-        &self,
-        partition: &Partition,
-        bounds: (Bound<Slice>, Bound<Slice>),
-    ) -> Result<TxIter> {
+    fn between(&self, partition: &Partition, bounds: Bounds) -> Result<Iter> {
         self.note_range(partition, bounds.clone());
         self.overlay(partition, bounds)
     }
 
-    fn note_range(&self, partition: &Partition, bounds: (Bound<Slice>, Bound<Slice>)) {
+    fn note_range(&self, partition: &Partition, bounds: Bounds) {
         if let Some(reads) = &self.reads {
             reads.lock().range(partition.core.id, bounds);
         }
     }
 
-    fn overlay(
-        &self,
-        partition: &Partition,
-        bounds: (Bound<Slice>, Bound<Slice>),
-    ) -> Result<TxIter> {
+    fn overlay(&self, partition: &Partition, bounds: Bounds) -> Result<Iter> {
         let base = self.snapshot.between(partition, bounds.clone())?;
-        Ok(TxIter::new(base, Arc::clone(self.own(partition)), bounds))
+        Ok(base.with_changes(self.own(partition), bounds))
     }
 
     fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> Result<()> {

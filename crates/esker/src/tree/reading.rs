@@ -13,6 +13,9 @@ use super::{READ_SEQNO_MIN, Tree};
 use crate::error::{Error, Result};
 use crate::journal::items::KEY_LEN_MAX;
 
+/// Where a range of keys begins and ends.
+pub(crate) type Bounds = (Bound<Slice>, Bound<Slice>);
+
 /// Reading. `read_seqno` sees the commits below it.
 impl Tree {
     /// Whether a read that took the tree's newest version after taking `read_seqno` can trust it.
@@ -80,7 +83,7 @@ impl Tree {
         guarded("read from", &self.dir, || self.tree.size_of(key, read_seqno.max(READ_SEQNO_MIN)))
     }
 
-    pub(crate) fn range(&self, bounds: (Bound<Slice>, Bound<Slice>), read_seqno: u64) -> RawIter {
+    pub(crate) fn range(&self, bounds: Bounds, read_seqno: u64) -> RawIter {
         let bounds = shorten(bounds);
         let read_seqno = read_seqno.max(READ_SEQNO_MIN);
         loop {
@@ -98,7 +101,7 @@ impl Tree {
         self.range(prefix_bounds(prefix), read_seqno)
     }
 
-    fn packed(&self, bounds: &(Bound<Slice>, Bound<Slice>), read_seqno: u64) -> Option<Packed> {
+    fn packed(&self, bounds: &Bounds, read_seqno: u64) -> Option<Packed> {
         let lengths = self.lengths.clone()?;
         let version = self.tree.get_version_history_lock().get_version_for_snapshot(read_seqno);
         let entries = lsm_tree::Tree::create_internal_range(version, bounds, read_seqno, None);
@@ -138,7 +141,7 @@ struct Packed {
 }
 
 impl RawIter {
-    fn entry(&mut self, end: End) -> Option<Result<(Slice, Slice)>> {
+    pub(crate) fn entry(&mut self, end: End) -> Option<Result<(Slice, Slice)>> {
         let Some(packed) = &mut self.packed else {
             let Self { inner, dir, .. } = self;
             let entry =
@@ -173,29 +176,13 @@ impl RawIter {
         Err(Error::corrupt(dir, None, "a separated value is gone at the second look"))
     }
 
-    fn key(&mut self, end: End) -> Option<Result<Slice>> {
+    pub(crate) fn key(&mut self, end: End) -> Option<Result<Slice>> {
         let Self { inner, dir, packed } = self;
         if let Some(packed) = packed {
             return packed.entry(end, dir).map(|entry| entry.map(|entry| entry.key.user_key));
         }
         let key = guarded("read from", dir, || end.step(inner).map(Guard::key).transpose());
         key.transpose()
-    }
-
-    pub(crate) fn next_entry(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(End::Front)
-    }
-
-    pub(crate) fn next_entry_back(&mut self) -> Option<Result<(Slice, Slice)>> {
-        self.entry(End::Back)
-    }
-
-    pub(crate) fn next_key(&mut self) -> Option<Result<Slice>> {
-        self.key(End::Front)
-    }
-
-    pub(crate) fn next_key_back(&mut self) -> Option<Result<Slice>> {
-        self.key(End::Back)
     }
 }
 
@@ -232,7 +219,7 @@ impl End {
 }
 
 /// Where the keys lie that begin with `prefix`.
-pub(crate) fn prefix_bounds(prefix: &[u8]) -> (Bound<Slice>, Bound<Slice>) {
+pub(crate) fn prefix_bounds(prefix: &[u8]) -> Bounds {
     if is_too_long(prefix) {
         let nothing = Slice::from(&prefix[..1]);
         return (Bound::Included(nothing.clone()), Bound::Excluded(nothing));
@@ -247,7 +234,7 @@ fn is_too_long(key: &[u8]) -> bool {
 
 /// Bounds that no key can equal, cut to the length of a key without moving a key across them:
 /// a key that equals the cut bound is a prefix of the whole one and so lies before it.
-fn shorten((start, end): (Bound<Slice>, Bound<Slice>)) -> (Bound<Slice>, Bound<Slice>) {
+fn shorten((start, end): Bounds) -> Bounds {
     let cut = |bound: Bound<Slice>, cut: fn(Slice) -> Bound<Slice>| match bound {
         Bound::Included(key) | Bound::Excluded(key) if is_too_long(&key) => {
             cut(Slice::from(&key[..KEY_LEN_MAX]))

@@ -319,6 +319,7 @@ fn statistics_count_what_happened() {
     drop(snapshot);
     assert_eq!(store.keyspace().statistics().open_snapshots, 0);
     assert!(serde_json::to_value(store.keyspace().statistics()).unwrap().is_object());
+    assert_eq!((statistics.open_transactions, statistics.conflict_entries), (0, 0));
 }
 
 #[test]

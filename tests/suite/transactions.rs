@@ -592,3 +592,54 @@ fn every_checkpoint_holds_whole_transactions() {
         });
     });
 }
+
+#[test]
+fn statistics_count_open_transactions_and_conflicts() {
+    in_both_kinds(|keyspace, p| {
+        let figures = || {
+            let s = keyspace.statistics();
+            (s.open_transactions, s.conflict_entries, s.conflicts)
+        };
+        assert_eq!(figures(), (0, 0, 0));
+        let mut tx = keyspace.write_tx().unwrap();
+        let optimistic = keyspace.kind() == TxKind::Optimistic;
+        assert_eq!((figures(), keyspace.statistics().open_snapshots), ((1, 0, 0), 1));
+        if optimistic {
+            // What an open transaction may conflict with is remembered until it is over.
+            let other = keyspace.write_tx().unwrap();
+            assert!(tx.get(&p, "a").unwrap().is_none());
+            for key in ["a", "b", "c"] {
+                p.insert(key, "v").unwrap();
+            }
+            assert_eq!(figures(), (2, 3, 0));
+            other.rollback();
+            assert_eq!(figures(), (1, 3, 0));
+        }
+        tx.insert(&p, "d", "v").unwrap();
+        assert_eq!(is_conflict(tx.commit()), optimistic);
+        let json = serde_json::to_value(keyspace.statistics()).unwrap();
+        assert_eq!(json["open_transactions"], 0);
+        assert_eq!(json["conflict_entries"], 0);
+        assert_eq!(json["conflicts"], u64::from(optimistic));
+        // A group of transactions that all read the same: all but one are refused, and counted.
+        let before = keyspace.statistics().conflicts;
+        let refused = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let mut tx = keyspace.write_tx().unwrap();
+                        let read = number(tx.get(&p, "n").unwrap().as_ref());
+                        tx.insert(&p, "n", (read + 1).to_string()).unwrap();
+                        if is_conflict(tx.commit()) {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let refused = refused.into_inner();
+        assert_eq!(keyspace.statistics().conflicts - before, refused);
+        assert_eq!(number(p.get("n").unwrap().as_ref()), 200 - refused);
+    });
+}

@@ -95,6 +95,17 @@ struct State<K> {
     order: VecDeque<(u64, u32, Option<K>)>,
     /// Open transactions by their read seqno.
     open: BTreeMap<u64, usize>,
+    /// Transactions that were refused.
+    refused: u64,
+}
+
+/// How much there is of it.
+#[derive(Copy, Clone, Debug, Default)]
+pub(crate) struct Extent {
+    /// Changes that are noted.
+    pub(crate) entries: u64,
+    /// Transactions that were refused since the open.
+    pub(crate) refused: u64,
 }
 
 #[derive(Debug)]
@@ -122,6 +133,7 @@ impl<K: Clone + Ord + Hash> Conflicts<K> {
             len: 0,
             order: VecDeque::new(),
             open: BTreeMap::new(),
+            refused: 0,
         };
         Self { views, state: Mutex::new(state) }
     }
@@ -137,7 +149,13 @@ impl<K: Clone + Ord + Hash> Conflicts<K> {
 
     /// Refuses a transaction that has read what was changed since.
     pub(crate) fn check(&self, check: &Check<K>) -> Result<()> {
-        if self.state.lock().has_changed(check) { Err(Error::Conflict) } else { Ok(()) }
+        let mut state = self.state.lock();
+        if state.has_changed(check) { Err(state.refuse()) } else { Ok(()) }
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        let state = self.state.lock();
+        Extent { entries: state.order.len() as u64, refused: state.refused }
     }
 
     /// A group of which nothing is admitted yet.
@@ -182,7 +200,7 @@ impl<K: Clone + Ord + Hash> Group<'_, K> {
     {
         if let Some(check) = check {
             if self.changed.by_lookup(check, usize::MAX) == Some(true) {
-                return Err(Error::Conflict);
+                return Err(self.conflicts.state.lock().refuse());
             }
             self.conflicts.check(check)?;
         }
@@ -237,6 +255,11 @@ impl<K: Clone + Ord + Hash> Changed<K> {
 }
 
 impl<K: Clone + Ord + Hash> State<K> {
+    fn refuse(&mut self) -> Error {
+        self.refused += 1;
+        Error::Conflict
+    }
+
     fn has_changed(&self, check: &Check<K>) -> bool {
         // The shorter way: through the ranges, or through what has happened since.
         let since = self.order.partition_point(|(seqno, ..)| *seqno < check.read_seqno);
@@ -413,6 +436,7 @@ mod tests {
         group.admit(None, [(1, &5)].into_iter()).unwrap();
         // Nothing of it was noted.
         conflicts.check(&check(read(5))).unwrap();
+        assert_eq!((conflicts.extent().entries, conflicts.extent().refused), (0, 2));
     }
 
     #[test]

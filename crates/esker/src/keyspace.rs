@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) compactions: AtomicU64,
     pub(crate) ingests: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
+    /// Transactions that can write.
+    pub(crate) open_transactions: Arc<AtomicU64>,
     closing: AtomicBool,
     closed: Mutex<bool>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -359,6 +361,7 @@ impl Shared {
             compactions: AtomicU64::new(0),
             ingests: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
+            open_transactions: Arc::default(),
             closing: AtomicBool::new(false),
             closed: Mutex::new(false),
             workers: Mutex::new(Vec::new()),

@@ -41,8 +41,15 @@ pub struct Statistics {
     pub stall_time: Duration,
     /// Checkpoints finished.
     pub checkpoints: u64,
-    /// Snapshots that are open.
+    /// Read views that are open: snapshots, and transactions that can write.
     pub open_snapshots: u64,
+    /// Transactions that can write and are not over.
+    pub open_transactions: u64,
+    /// Changes that are remembered because a transaction may conflict with them: they take memory as
+    /// long as the oldest open transaction lives. 0 but for optimistic transactions.
+    pub conflict_entries: u64,
+    /// Transactions that were refused with [`Error::Conflict`](crate::Error::Conflict).
+    pub conflicts: u64,
     /// Bytes in the block cache.
     pub cache_bytes: u64,
     /// Its capacity in bytes.
@@ -89,6 +96,7 @@ impl Statistics {
             .collect();
         partitions.sort_by(|a, b| a.name.cmp(&b.name));
         let (journal_segments, journal_bytes) = shared.journal_on_disk();
+        let conflicts = shared.conflicts.as_ref().map(|c| c.extent()).unwrap_or_default();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Self {
             seqno: shared.committer.committed(),
@@ -107,6 +115,9 @@ impl Statistics {
             stall_time: Duration::from_nanos(load(&shared.stall.nanos)),
             checkpoints: load(&shared.checkpoints),
             open_snapshots: shared.views.count() as u64,
+            open_transactions: load(&shared.open_transactions),
+            conflict_entries: conflicts.entries,
+            conflicts: conflicts.refused,
             cache_bytes: shared.trees.cache_bytes(),
             cache_bytes_max: shared.trees.cache_bytes_max(),
             partitions,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
@@ -41,9 +42,26 @@ pub struct WriteTx {
     durability: Option<Durability>,
     /// A change that could not be accepted; `commit` returns it.
     refused: Option<Error>,
+    _counted: Counted,
     _open: Option<Open<Slice>>,
     /// Given back last.
     _turn: Option<Held>,
+}
+
+/// Counts among the open transactions.
+struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The changes of one partition.
@@ -87,6 +105,7 @@ impl WriteTx {
             reads,
             durability,
             refused,
+            _counted: Counted::new(&shared.open_transactions),
             _open: open,
             _turn: turn,
         })

@@ -4,6 +4,8 @@ mod api;
 mod backpressure;
 mod bad_input;
 mod batches;
+#[cfg(feature = "bytes")]
+mod bytes;
 mod checkpoint;
 mod copy;
 mod deferring;
@@ -26,4 +28,5 @@ mod recovery;
 mod snapshots;
 mod transactions;
 mod transcript;
+mod typed;
 mod verify;

@@ -77,6 +77,23 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// An entry of a typed partition is not of its types: it was written with others, or as bytes.
+    #[error(
+        "the {part} of the entry {} in the partition {partition:?} is no {expected}: {reason}",
+        shown(key)
+    )]
+    Undecodable {
+        /// The partition.
+        partition: String,
+        /// The key of the entry, as it is stored.
+        key: Vec<u8>,
+        /// What of the entry: `key` or `value`.
+        part: &'static str,
+        /// The Rust type that it should have.
+        expected: &'static str,
+        /// Why it has not.
+        reason: String,
+    },
     /// Something that the transaction has read was changed by another one before it could commit:
     /// nothing was written.
     #[error("another transaction changed what this one has read; begin it again")]
@@ -126,7 +143,7 @@ pub enum ErrorKind {
     Retry,
     /// Another transaction, or a clear, was faster: begin this one again.
     Conflict,
-    /// Change the argument: a bad key, name, path or option.
+    /// Change the argument: a bad key, name, path, option or type.
     FixInput,
     /// Bytes are damaged: restore from a checkpoint.
     Corrupt,
@@ -186,6 +203,7 @@ impl Error {
             | Self::TargetExists { .. }
             | Self::TargetInside { .. }
             | Self::NoSuchPartition { .. }
+            | Self::Undecodable { .. }
             | Self::PartitionDropped { .. }
             | Self::ReadOnly { .. } => ErrorKind::FixInput,
         }
@@ -217,6 +235,14 @@ impl Error {
             found: found.into(),
         }))
     }
+}
+
+/// A key for people, of which a long one is cut.
+fn shown(key: &[u8]) -> String {
+    const BYTES_MAX: usize = 64;
+    let (begin, more) = key.split_at(key.len().min(BYTES_MAX));
+    let more = if more.is_empty() { String::new() } else { format!("… ({} bytes)", key.len()) };
+    format!("\"{}\"{more}", begin.escape_ascii())
 }
 
 /// Whether the operating system ran out of something that can come back. Looks through wrappers:

@@ -28,6 +28,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `typed`: partitions of Rust values, `TypedPartition`.
+//! - `bytes`: [`Slice`] is a `bytes::Bytes` and converts to and from one without a copy. A `Bytes` that
+//!   is a small part of a large buffer keeps all of that in memory until it is flushed, which the
+//!   write buffer does not count: copy such parts.
+//!
 //! What is promised when things go wrong is in `docs/durability.md`, the files are in
 //! `docs/format.md`, and how it all hangs together is in `docs/architecture.md`.
 
@@ -76,6 +85,8 @@ mod sync;
 mod transaction;
 mod transfer;
 mod tree;
+#[cfg(feature = "typed")]
+mod typed;
 mod verify;
 mod versions;
 mod views;
@@ -97,6 +108,10 @@ pub use statistics::{PartitionStatistics, Statistics};
 pub use transaction::{TxKeyspace, TxKind, TxPartition, WriteTx};
 pub use transfer::Transfer;
 pub use tree::Slice;
+#[cfg(feature = "typed")]
+pub use typed::{
+    AsKey, AsPrefix, Changing, Key, Place, TypedIter, TypedKeys, TypedPartition, TypedView,
+};
 pub use verify::{Problem, TornTail, VerifyOptions, VerifyReport, verify};
 
 /// The README's example, so that it compiles and runs.

@@ -21,8 +21,14 @@ use engine::*;
 /// Executions with at most so many preemptions are gone through, all of them: more are out of reach.
 const PREEMPTIONS: usize = 3;
 /// With how many it is done instead.
-const OTHERS: [(&str, Option<usize>); 4] =
-    [("queue", None), ("queue-hand-over", None), ("queue-long", None), ("no-space", Some(2))];
+const OTHERS: [(&str, Option<usize>); 6] = [
+    ("queue", None),
+    ("queue-hand-over", None),
+    ("queue-long", None),
+    ("no-space", Some(2)),
+    ("optimistic", Some(2)),
+    ("optimistic-deferred", Some(2)),
+];
 
 fn number(name: &str) -> Option<usize> {
     let given = std::env::var(name).ok()?;

@@ -156,6 +156,26 @@ fn close_loses_nothing_that_waits_to_be_applied() {
 }
 
 #[test]
+fn transactions_that_count_up_one_key_lose_no_update() {
+    explored("optimistic");
+}
+
+#[test]
+fn nor_do_they_where_commits_wait_to_be_applied() {
+    explored("optimistic-deferred");
+}
+
+#[test]
+fn an_update_that_is_lost_because_changes_are_not_noted_is_found() {
+    found("ChangesNotNoted", "optimistic", &["a lost update"]);
+}
+
+#[test]
+fn an_update_that_is_lost_because_it_was_forgotten_is_found() {
+    found("OpenTransactionsForgotten", "optimistic", &["a lost update"]);
+}
+
+#[test]
 fn a_deferred_commit_that_readers_are_not_told_of_is_found() {
     found("DeferredNotNoted", "deferred", &["answered, "]);
 }

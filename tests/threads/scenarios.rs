@@ -49,7 +49,7 @@ pub fn silence_planned_panics() {
     }));
 }
 
-pub const ALL: [(&str, Scenario); 19] = [
+pub const ALL: [(&str, Scenario); 21] = [
     ("queue", queue),
     ("queue-hand-over", queue_hand_over),
     ("queue-long", queue_long),
@@ -69,6 +69,8 @@ pub const ALL: [(&str, Scenario); 19] = [
     ("close", close),
     ("snapshot", snapshot),
     ("swap-and-persist", swap_and_persist),
+    ("optimistic", optimistic),
+    ("optimistic-deferred", optimistic_deferred),
 ];
 
 impl Size {
@@ -529,4 +531,34 @@ fn swap_and_persist(size: Size) {
         }
     });
     world.check_all(((size.threads - 2) * size.commits) as u64);
+}
+
+/// Transactions that read a key and count it up, beside somebody who reads: none is lost.
+fn optimistic(size: Size) {
+    count_in_transactions(size, false);
+}
+
+/// The same where commits may be answered before they are visible.
+fn optimistic_deferred(size: Size) {
+    count_in_transactions(size, true);
+}
+
+fn count_in_transactions(size: Size, deferring: bool) {
+    let world = World::optimistic(Limits { extra_groups: 0, ..size.limits() }, deferring);
+    together(size, &world, move |world, number| {
+        for _ in 0..size.commits {
+            if number == 0 {
+                world.read_count();
+            } else {
+                world.count_up();
+            }
+        }
+    });
+    let count = ((size.threads - 1) * size.commits) as u64;
+    world.check_all(count);
+    let counted = (1..=count).map(|seqno| (seqno, seqno)).collect::<Vec<_>>();
+    for partition in &world.partitions {
+        assert_eq!(partition.versions(), counted, "a lost update");
+    }
+    assert_eq!(world.views.count(), 0, "no transaction is left behind");
 }

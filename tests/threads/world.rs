@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex as Plain, PoisonError};
 
 use crate::Durability;
 use crate::backlog;
-use crate::batch::{Change, Core};
+use crate::batch::{Change, Core, Key};
 use crate::commit::{Committer, Turn};
+use crate::conflict::{Check, Conflicts, Reads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{self, Fault};
 use crate::jobs::Jobs;
@@ -26,6 +27,8 @@ pub struct World {
     pub views: Arc<Views>,
     pub committer: Committer,
     pub partitions: [Arc<Core>; 2],
+    /// Where there are optimistic transactions.
+    conflicts: Option<Arc<Conflicts<Key>>>,
     /// Commits may be answered before they are applied: only readers must find them.
     deferring: bool,
     /// The newest commit that was answered, as the thread that heard of it tells others.
@@ -43,6 +46,11 @@ struct Answers {
     cause: Option<Arc<Error>>,
 }
 
+/// Limits with which nothing is applied by who commits it until two batches wait.
+fn few() -> backlog::Limits {
+    backlog::Limits { wake_len: 1, len_max: 4, ..backlog::Limits::new(0, u64::MAX) }
+}
+
 /// What a freeze found.
 pub struct Frozen {
     pub seqno: u64,
@@ -51,24 +59,38 @@ pub struct Frozen {
 
 impl World {
     pub fn new(limits: Limits, fault: Option<Fault>) -> Arc<Self> {
-        Self::with(limits, backlog::Limits::new(u64::MAX, u64::MAX), fault)
+        Self::with(limits, backlog::Limits::new(u64::MAX, u64::MAX), fault, false)
+    }
+
+    /// There are optimistic transactions.
+    pub fn optimistic(limits: Limits, deferring: bool) -> Arc<Self> {
+        let at_once = backlog::Limits::new(u64::MAX, u64::MAX);
+        Self::with(limits, if deferring { few() } else { at_once }, None, true)
     }
 
     /// Nothing is applied by who commits it until two batches wait.
     pub fn deferring(limits: Limits) -> Arc<Self> {
-        let few = backlog::Limits { wake_len: 1, len_max: 4, ..backlog::Limits::new(0, u64::MAX) };
-        Self::with(limits, few, None)
+        Self::with(limits, few(), None, false)
     }
 
-    fn with(limits: Limits, waiting: backlog::Limits, fault: Option<Fault>) -> Arc<Self> {
+    fn with(
+        limits: Limits,
+        waiting: backlog::Limits,
+        fault: Option<Fault>,
+        optimistic: bool,
+    ) -> Arc<Self> {
         files::format(fault);
         let segment = |id| Journal::prepare(Path::new("journal"), IDENTITY, id, 1 << 20, 0);
         let first = segment(1).expect("a segment");
         let journal = Journal::begin(Path::new("journal"), IDENTITY, 1 << 20, first, 0, 0);
         let (journal, views) = (Arc::new(journal), Arc::new(Views::new(0)));
         let (log, shown) = (Arc::clone(&journal), Arc::clone(&views));
+        let conflicts = optimistic.then(|| Arc::new(Conflicts::new(Arc::clone(&views))));
+        let checked = conflicts.clone();
+        let jobs = Arc::new(Jobs);
         Arc::new(Self {
-            committer: Committer::new(log, shown, Arc::new(Jobs), u64::MAX, limits, waiting, None),
+            committer: Committer::new(log, shown, jobs, u64::MAX, limits, waiting, checked),
+            conflicts,
             deferring: waiting.quiet_len == 0,
             told: AtomicU64::new(0),
             journal,
@@ -94,12 +116,22 @@ impl World {
     }
 
     pub fn commit_to(&self, partitions: &[usize], durability: Durability) -> Result<u64> {
+        self.write(partitions, 7, durability, None)
+    }
+
+    fn write(
+        &self,
+        partitions: &[usize],
+        value: u64,
+        durability: Durability,
+        check: Option<Box<Check<Key>>>,
+    ) -> Result<u64> {
         let core = |&at: &usize| Arc::clone(&self.partitions[at]);
-        let changes = partitions.iter().map(|at| Change { core: core(at), key: 0, value: 7 });
+        let changes = partitions.iter().map(|at| Change { core: core(at), key: 0, value });
         let changes = changes.collect::<Vec<_>>();
         let ids = changes.iter().map(|change| change.core.id).collect();
         let outgoing = Outgoing::new(Outgoing::begin(), changes.len() as u32, ids);
-        let outcome = self.committer.commit(outgoing, changes, 1, durability, None);
+        let outcome = self.committer.commit(outgoing, changes, 1, durability, check);
         match &outcome {
             Ok(seqno) => self.check_success(*seqno, partitions, durability),
             Err(error) => self.check_refusal(error),
@@ -137,6 +169,37 @@ impl World {
             let applied = versions.iter().map(|(s, _)| *s).filter(|s| *s <= visible);
             let all = (1..=visible).collect::<Vec<_>>();
             assert_eq!(applied.collect::<Vec<_>>(), all, "what is visible is applied");
+        }
+    }
+
+    /// As `TxKeyspace::transact`: sets both partitions to one more than the first has, and begins again
+    /// after every conflict. Whoever has a conflict waits in the queue for the one it is with, so it
+    /// sees that one the next time but one at the latest.
+    pub fn count_up(&self) -> u64 {
+        let conflicts = self.conflicts.as_ref().expect("optimistic transactions");
+        loop {
+            self.committer.catch_up().expect("nothing is broken");
+            let (view, _open) = conflicts.begin();
+            let (read_seqno, mut reads) = (view.read_seqno(), Reads::default());
+            let before = self.partitions[0].read(read_seqno).map_or(0, |(_, value)| value);
+            reads.key(self.partitions[0].id, 0);
+            let check = Some(Box::new(Check { read_seqno, reads }));
+            match self.write(&[0, 1], before + 1, Durability::Buffer, check) {
+                Err(Error::Conflict) => {}
+                outcome => return outcome.expect("a commit"),
+            }
+        }
+    }
+
+    /// Where every commit counts up, the value that a view sees is its number of commits.
+    pub fn read_count(&self) {
+        self.committer.catch_up().expect("nothing is broken");
+        let view = self.views.open();
+        let seqno = view.read_seqno() - 1;
+        let expected = (seqno > 0).then_some((seqno, seqno));
+        for partition in &self.partitions {
+            let found = partition.read(view.read_seqno());
+            assert_eq!(found, expected, "a lost update, or half of one, at {seqno}");
         }
     }
 

@@ -13,6 +13,7 @@ mod enospc;
 pub mod faults;
 pub mod judge;
 mod kill;
+mod opened;
 mod power;
 pub mod process;
 pub mod recorder;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use esker::{Durability, ErrorKind, Keyspace, Partition, Result, Transfer};
 
+use super::opened::{Change, Opened};
 use super::said::Line;
 use super::script::{self, FLEETING, NAMES, Shape};
 use crate::chaos::Rng;
@@ -175,7 +176,8 @@ impl Worker {
     fn live(&self, life: u64) {
         // Nobody made this file: the error is the point.
         let _ = File::open(OPEN_MARKER);
-        let open = || script::config(&script::database(&self.work.dir)).open();
+        let way = self.work.seed.wrapping_add(life);
+        let open = || Opened::open(script::config(&script::database(&self.work.dir)), way);
         let Ok(keyspace) = self.attempt("open", open) else { return };
         let stops = self.fill(&keyspace, life);
         let mut poisoned = stops.iter().filter_map(|stop| match stop {
@@ -202,7 +204,7 @@ impl Worker {
     }
 
     /// Creates what is missing and runs the writers; returns why they stopped.
-    fn fill(&self, keyspace: &Keyspace, life: u64) -> Vec<Stop> {
+    fn fill(&self, keyspace: &Opened, life: u64) -> Vec<Stop> {
         let mut lasting = Vec::new();
         for name in NAMES {
             match self.attempt("create", || script::partition(keyspace, name)) {
@@ -308,7 +310,7 @@ impl Worker {
 /// One thread that commits.
 struct Writer<'a> {
     worker: &'a Worker,
-    keyspace: &'a Keyspace,
+    keyspace: &'a Opened,
     lasting: &'a [Partition],
     number: usize,
     rng: Rng,
@@ -341,30 +343,29 @@ impl Writer<'_> {
             1..=3 => Some(Durability::SyncData),
             _ => None,
         };
-        let seqno = self.worker.attempt("commit", || self.batch(count, durability)?.commit())?;
+        let transaction = self.rng.one_in(2);
+        let commit = || self.keyspace.commit(&self.changes(count)?, durability, transaction);
+        let seqno = self.worker.attempt("commit", commit)?;
         let (writer, durable) = (self.number, durability.is_some());
         self.worker.say(&Line::Commit { writer, count, seqno, durable });
         Ok(())
     }
 
-    fn batch(&self, count: u64, durability: Option<Durability>) -> Result<esker::Batch> {
-        let mut batch = self.keyspace.batch();
+    fn changes(&self, count: u64) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
         let (key, value) = (script::key(self.number, count), script::value(self.number, count));
         for partition in self.lasting {
             if partition.name() == script::home(count) {
-                batch.insert(partition, key.clone(), value.clone());
+                changes.push((partition.clone(), key.clone(), Some(value.clone())));
             }
-            let last = script::last_value(count);
-            batch.insert(partition, script::last_key(self.number), last);
+            let last = Some(script::last_value(count));
+            changes.push((partition.clone(), script::last_key(self.number), last));
         }
         if self.number == 0 {
             let fleeting = script::partition(self.keyspace, FLEETING)?;
-            batch.insert(&fleeting, key, value);
+            changes.push((fleeting, key, Some(value)));
         }
-        if let Some(durability) = durability {
-            batch.durability(durability);
-        }
-        Ok(batch)
+        Ok(changes)
     }
 
     /// What was committed is there, and so is something older.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use esker::{CopyOptions, Durability, Error, ErrorKind, Keyspace, Transfer, cold_copy};
 
 use crate::chaos::{self, Model, Rng};
+use crate::crash::opened::Opened;
 use crate::crash::recorder::filesystem::Desk;
 use crate::crash::recorder::history::{self, Ack, Change, Event, History};
 use crate::crash::recorder::injector::Fault;
@@ -42,8 +43,9 @@ pub struct Program {
     root: PathBuf,
     desk: Desk,
     fault: Option<Fault>,
+    seed: u64,
     rng: Rng,
-    keyspace: Option<Keyspace>,
+    keyspace: Option<Opened>,
     history: History,
     /// The content as it should be.
     now: Model,
@@ -74,6 +76,7 @@ impl Program {
             root: root.to_path_buf(),
             desk,
             fault,
+            seed,
             rng: Rng::new(seed),
             keyspace: None,
             now: history.base.clone(),
@@ -186,7 +189,7 @@ impl Program {
     fn attempt<T>(
         &mut self,
         what: &'static str,
-        mut call: impl FnMut(&Keyspace) -> esker::Result<T>,
+        mut call: impl FnMut(&Opened) -> esker::Result<T>,
     ) -> Verdict<Option<T>> {
         let began = Instant::now();
         let mut tries = 0;
@@ -304,7 +307,8 @@ impl Program {
         loop {
             self.desk.acknowledge(OPENING.to_vec());
             let well = self.is_well();
-            match config(&self.db()).worker_threads(1).open() {
+            let way = self.seed.wrapping_add(self.opens.len() as u64);
+            match Opened::open(config(&self.db()).worker_threads(1), way) {
                 Ok(keyspace) => {
                     self.opens.push((begin, self.desk.recorded()));
                     self.sane = well;
@@ -380,18 +384,14 @@ impl Program {
             return Ok(());
         }
         self.asked = Some(Event::Batch(changes.clone()));
-        let next = self.newest() + 1;
+        let (next, transaction) = (self.newest() + 1, self.rng.one_in(2));
         let committed = self.attempt("commit", |keyspace| {
-            let mut batch = keyspace.batch();
-            batch.durability(mode);
+            let mut there = Vec::new();
             for (name, key, value) in &changes {
                 let Some(partition) = keyspace.open_partition(name)? else { continue };
-                match value {
-                    Some(value) => batch.insert(&partition, key.clone(), value.clone()),
-                    None => batch.remove(&partition, key.clone()),
-                };
+                there.push((partition, key.clone(), value.clone()));
             }
-            batch.commit()
+            keyspace.commit(&there, Some(mode), transaction)
         })?;
         let Some(seqno) = committed else { return Ok(()) };
         if seqno != next {
@@ -466,11 +466,11 @@ impl Program {
     }
 
     fn flush(&mut self) -> Verdict<()> {
-        self.attempt("flush", Keyspace::flush).map(drop)
+        self.attempt("flush", |keyspace| keyspace.flush()).map(drop)
     }
 
     fn compact(&mut self, name: &str) -> Verdict<()> {
-        let compact = |keyspace: &Keyspace| {
+        let compact = |keyspace: &Opened| {
             keyspace.open_partition(name)?.map_or(Ok(()), |partition| partition.compact())
         };
         self.attempt("compact", compact).map(drop)

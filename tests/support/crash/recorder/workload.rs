@@ -17,6 +17,7 @@ use esker::{
 use super::filesystem::acknowledge;
 use super::history::{Ack, Event, History};
 use crate::chaos::Rng;
+use crate::crash::opened::{self, Opened};
 
 /// The keyspace in the root of the recording filesystem.
 pub const KEYSPACE: &str = "db";
@@ -107,36 +108,31 @@ impl Run {
         self.root.join(KEYSPACE)
     }
 
-    fn open(&self, rng: &mut Rng) -> Keyspace {
+    fn open(&self, rng: &mut Rng) -> Opened {
         let modes = [Durability::Buffer, Durability::Buffer, Durability::SyncData];
         let durability = modes[rng.below(3) as usize];
-        let keyspace = config(&self.db()).durability(durability).open().expect("open");
+        let config = config(&self.db()).durability(durability);
+        let keyspace = Opened::open(config, rng.bits()).expect("open");
         self.ack(&Ack::Opened);
         keyspace
     }
 
-    fn close(&self, keyspace: Keyspace) {
+    fn close(&self, keyspace: Opened) {
         let seqno = keyspace.seqno();
         keyspace.close().expect("close");
         self.ack(&Ack::Durable { seqno });
     }
 
-    /// One commit of a random batch in a random mode.
-    fn commit(&self, keyspace: &Keyspace, rng: &mut Rng) {
-        let (mut batch, mut changes) = (keyspace.batch(), Vec::new());
+    /// One commit of random changes in a random mode, as a batch or as a transaction.
+    fn commit(&self, keyspace: &Opened, rng: &mut Rng) {
+        let mut changes = Vec::new();
         let most = if rng.one_in(6) { 8 } else { 2 };
         for _ in 0..=rng.below(most) {
             let name = NAMES[rng.below(4) as usize];
             let Some(partition) = keyspace.open_partition(name).expect("look up") else { continue };
             let key = format!("key {:02}", rng.below(KEYS)).into_bytes();
-            if rng.one_in(4) {
-                batch.remove(&partition, key.clone());
-                changes.push((name.to_owned(), key, None));
-            } else {
-                let value = value(rng);
-                batch.insert(&partition, key.clone(), value.clone());
-                changes.push((name.to_owned(), key, Some(value)));
-            }
+            let value = if rng.one_in(4) { None } else { Some(value(rng)) };
+            changes.push((partition, key, value));
         }
         if changes.is_empty() {
             return;
@@ -146,21 +142,24 @@ impl Run {
             2 => Durability::SyncAll,
             _ => Durability::Buffer,
         };
-        batch.durability(mode);
-        match batch.commit() {
+        match keyspace.commit(&changes, Some(mode), rng.one_in(2)) {
             Ok(seqno) => {
-                let twice = self.log().history.events.insert(seqno, Event::Batch(changes));
+                let named = |(partition, key, value): opened::Change| {
+                    (partition.name().to_owned(), key, value)
+                };
+                let event = Event::Batch(changes.into_iter().map(named).collect());
+                let twice = self.log().history.events.insert(seqno, event);
                 assert!(twice.is_none(), "commit {seqno} was given away twice");
                 self.ack(&Ack::Commit { seqno, durable: mode != Durability::Buffer });
             }
-            // Dropped since it was looked up: nothing of the batch was written.
+            // Dropped since it was looked up: nothing of the changes was written.
             Err(Error::PartitionDropped { .. }) => {}
             Err(error) => panic!("a commit failed: {error}"),
         }
     }
 
     /// Loads some keys into one partition, and commits meanwhile, or gives it up.
-    fn ingest(&self, keyspace: &Keyspace, rng: &mut Rng) {
+    fn ingest(&self, keyspace: &Opened, rng: &mut Rng) {
         let name = NAMES[rng.below(4) as usize];
         let Some(partition) = keyspace.open_partition(name).expect("look up") else { return };
         let mut ingest = match partition.ingest() {
@@ -274,7 +273,7 @@ impl Run {
     }
 
     /// One step of a single thread.
-    fn step(&self, keyspace: &Keyspace, rng: &mut Rng) {
+    fn step(&self, keyspace: &Opened, rng: &mut Rng) {
         match rng.below(60) {
             0 => self.persist(keyspace, Durability::SyncData),
             1 => self.persist(keyspace, Durability::SyncAll),

@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // What is of another type is an error that says where, and harms nobody.
     let mistaken = totals.partition().typed::<String, (u64, String)>();
     match mistaken.get("ada") {
-        Err(error @ Error::Undecodable { .. }) => println!("{error}"),
+        Err(error @ Error::Undecodable(_)) => println!("{error}"),
         other => panic!("{other:?}"),
     }
     Ok(())

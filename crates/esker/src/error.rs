@@ -78,22 +78,8 @@ pub enum Error {
         name: String,
     },
     /// An entry of a typed partition is not of its types: it was written with others, or as bytes.
-    #[error(
-        "the {part} of the entry {} in the partition {partition:?} is no {expected}: {reason}",
-        shown(key)
-    )]
-    Undecodable {
-        /// The partition.
-        partition: String,
-        /// The key of the entry, as it is stored.
-        key: Vec<u8>,
-        /// What of the entry: `key` or `value`.
-        part: &'static str,
-        /// The Rust type that it should have.
-        expected: &'static str,
-        /// Why it has not.
-        reason: String,
-    },
+    #[error("{0}")]
+    Undecodable(Box<Undecodable>),
     /// Something that the transaction has read was changed by another one before it could commit:
     /// nothing was written.
     #[error("another transaction changed what this one has read; begin it again")]
@@ -186,6 +172,35 @@ impl fmt::Display for Corruption {
     }
 }
 
+/// An entry that is not what its partition's types say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undecodable {
+    /// The partition.
+    pub partition: String,
+    /// The key of the entry, as it is stored.
+    pub key: Vec<u8>,
+    /// What of the entry: `key` or `value`.
+    pub part: &'static str,
+    /// The Rust type that it should have.
+    pub expected: &'static str,
+    /// Why it has not.
+    pub reason: String,
+}
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Enough to find the entry.
+        const BYTES_MAX: usize = 64;
+        let Self { partition, key, part, expected, reason } = self;
+        let (begin, more) = key.split_at(key.len().min(BYTES_MAX));
+        write!(f, "the {part} of the entry \"{}\"", begin.escape_ascii())?;
+        if !more.is_empty() {
+            write!(f, "… ({} bytes)", key.len())?;
+        }
+        write!(f, " in the partition {partition:?} is no {expected}: {reason}")
+    }
+}
+
 impl Error {
     /// What the caller does next.
     pub fn kind(&self) -> ErrorKind {
@@ -203,7 +218,7 @@ impl Error {
             | Self::TargetExists { .. }
             | Self::TargetInside { .. }
             | Self::NoSuchPartition { .. }
-            | Self::Undecodable { .. }
+            | Self::Undecodable(_)
             | Self::PartitionDropped { .. }
             | Self::ReadOnly { .. } => ErrorKind::FixInput,
         }
@@ -235,14 +250,6 @@ impl Error {
             found: found.into(),
         }))
     }
-}
-
-/// A key for people, of which a long one is cut.
-fn shown(key: &[u8]) -> String {
-    const BYTES_MAX: usize = 64;
-    let (begin, more) = key.split_at(key.len().min(BYTES_MAX));
-    let more = if more.is_empty() { String::new() } else { format!("… ({} bytes)", key.len()) };
-    format!("\"{}\"{more}", begin.escape_ascii())
 }
 
 /// Whether the operating system ran out of something that can come back. Looks through wrappers:

@@ -95,7 +95,7 @@ pub use batch::Batch;
 pub use checkpoint::{CheckpointBuilder, CheckpointReport};
 pub use config::{Config, Durability, PersistMode};
 pub use copy::{CopyOptions, CopyReport, cold_copy};
-pub use error::{Corruption, Error, ErrorKind, Result};
+pub use error::{Corruption, Error, ErrorKind, Result, Undecodable};
 pub use ingest::{Ingest, IngestReport};
 pub use iter::{Iter, Keys};
 pub use keyspace::Keyspace;

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 pub use key::{AsKey, AsPrefix, Key, Place};
 
 use crate::batch::Batch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Undecodable};
 use crate::iter::{Iter, Keys};
 use crate::keyspace::Keyspace;
 use crate::partition::Partition;
@@ -499,5 +499,6 @@ fn undecodable(
     reason: &str,
 ) -> Error {
     let (partition, key) = (partition.name().to_owned(), key.to_vec());
-    Error::Undecodable { partition, key, part, expected, reason: reason.to_owned() }
+    let reason = reason.to_owned();
+    Error::Undecodable(Box::new(Undecodable { partition, key, part, expected, reason }))
 }

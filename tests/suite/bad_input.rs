@@ -4,7 +4,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use esker::{Config, CopyOptions, Error, ErrorKind, Keyspace, PartitionOptions, cold_copy};
+use esker::{
+    Config, CopyOptions, Error, ErrorKind, Keyspace, PartitionOptions, TxKeyspace, TxKind,
+    cold_copy,
+};
 use esker_tests::files::entries;
 use esker_tests::{Store, fill, fingerprint, skip};
 use xxhash_rust::xxh3::xxh3_128;
@@ -310,6 +313,107 @@ fn keys_must_have_1_to_65535_bytes() {
     assert_eq!(p.range::<&Vec<u8>, _>(&before..).unwrap().count(), 1);
     p.remove("\u{1}").unwrap();
     assert_eq!(p.len().unwrap(), 1);
+}
+
+#[test]
+fn one_oversize_key_refuses_its_whole_batch_wherever_it_stands() {
+    let mut store = Store::new();
+    let (p, q) = (store.partition("p"), store.partition("q"));
+    let before = store.keyspace().seqno();
+    let long = vec![b'k'; 65_536];
+    for at in 0..3 {
+        for remove in [false, true] {
+            let mut batch = store.keyspace().batch();
+            for number in 0..3 {
+                batch.insert(&p, format!("good {number}"), "v");
+                match (number == at, remove) {
+                    (true, false) => _ = batch.insert(&q, &long[..], "v"),
+                    (true, true) => _ = batch.remove(&q, &long[..]),
+                    (false, _) => {}
+                }
+            }
+            let error = batch.commit().unwrap_err();
+            check(&error, ErrorKind::FixInput, "65536 bytes long");
+            check(&error, ErrorKind::FixInput, "in the partition \"q\"");
+        }
+    }
+    assert_eq!(store.keyspace().seqno(), before);
+    drop((p, q));
+    for round in ["at once", "after a crash"] {
+        let is_empty = |name: &str| store.partition(name).is_empty().unwrap();
+        assert!(is_empty("p") && is_empty("q"), "{round}");
+        store.crash();
+        store.open();
+    }
+}
+
+#[test]
+fn a_batch_and_a_transaction_across_keyspaces_are_refused_whole_and_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in [TxKind::SingleWriter, TxKind::Optimistic] {
+        let open = |name: &str| {
+            let keyspace = TxKeyspace::open(dir.path().join(format!("{name} {kind:?}")), kind);
+            let keyspace = keyspace.unwrap();
+            let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+            (keyspace, p)
+        };
+        let ((one, own), (two, foreign)) = (open("one"), open("two"));
+        let before = (one.seqno(), two.seqno());
+        let why = "the partition \"p\" belongs to another keyspace";
+        let mut batch = one.batch();
+        batch.insert(&own, "k", "v").insert(&foreign, "k", "v").insert(&own, "l", "v");
+        check(&batch.commit().unwrap_err(), ErrorKind::FixInput, why);
+        let mut tx = one.write_tx().unwrap();
+        tx.insert(&own, "k", "v").unwrap();
+        check(&tx.get(&foreign, "k").unwrap_err(), ErrorKind::FixInput, why);
+        check(&tx.insert(&foreign, "k", "v").unwrap_err(), ErrorKind::FixInput, why);
+        check(&tx.take(&foreign, "k").unwrap_err(), ErrorKind::FixInput, why);
+        check(&tx.commit().unwrap_err(), ErrorKind::FixInput, why);
+        // The turn is free again, and nothing happened.
+        own.insert("after", "v").unwrap();
+        assert_eq!((one.seqno(), two.seqno()), (before.0 + 1, before.1));
+        assert_eq!((own.len().unwrap(), foreign.len().unwrap()), (1, 0));
+    }
+}
+
+#[test]
+fn a_partition_that_was_dropped_in_use_is_named_by_whatever_would_change_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = TxKeyspace::open(dir.path().join("db"), TxKind::Optimistic).unwrap();
+    let other = keyspace.partition("other", PartitionOptions::default()).unwrap();
+    let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    p.insert("k", "v").unwrap();
+    let snapshot = keyspace.snapshot();
+    let reading = p.iter().unwrap();
+    let mut batch = keyspace.batch();
+    batch.insert(&other, "k", "v").insert(&p, "k", "late");
+    let mut tx = keyspace.write_tx().unwrap();
+    tx.insert(&other, "k", "v").unwrap();
+    tx.insert(&p, "k", "late").unwrap();
+    let mut later = keyspace.write_tx().unwrap();
+    assert!(keyspace.drop_partition("p").unwrap());
+    let dropped = |error: Error| {
+        check(&error, ErrorKind::FixInput, "the partition \"p\" was dropped");
+        assert!(matches!(error, Error::PartitionDropped { .. }));
+    };
+    dropped(p.insert("k", "late").unwrap_err());
+    dropped(p.remove("k").unwrap_err());
+    dropped(p.clear().unwrap_err());
+    dropped(p.compact().unwrap_err());
+    dropped(p.take("k").unwrap_err());
+    dropped(p.update_fetch("k", |_| Some("late".into())).unwrap_err());
+    dropped(p.typed::<String, u8>().insert("k", &1).unwrap_err());
+    dropped(batch.commit().unwrap_err());
+    dropped(tx.commit().unwrap_err());
+    dropped(later.insert(&p, "k", "late").unwrap_err());
+    dropped(later.commit().unwrap_err());
+    // Whoever reads goes on, and nothing of what was refused is anywhere.
+    assert_eq!(reading.map(|entry| entry.unwrap().1).collect::<Vec<_>>(), ["v"]);
+    assert_eq!(snapshot.get(&p, "k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert!(other.is_empty().unwrap());
+    let anew = keyspace.partition("p", PartitionOptions::default()).unwrap();
+    assert!(anew.is_empty().unwrap());
+    dropped(p.insert("k", "late").unwrap_err());
 }
 
 /// A value of 4 GiB needs as much memory twice over (it becomes a slice): too much for a test that

@@ -135,8 +135,9 @@ impl Shared {
     ) -> Result<()> {
         self.check_keyspace(partition)?;
         partition.core.check_alive()?;
-        check_key(key)?;
-        value.map_or(Ok(()), check_value)
+        check_key(key).and_then(|()| value.map_or(Ok(()), check_value)).map_err(|what| {
+            Error::InvalidInput(format!("{what} (in the partition {:?})", partition.core.name))
+        })
     }
 
     /// Commits a batch of one change.
@@ -194,22 +195,22 @@ fn encode(changes: &[Change]) -> Result<Outgoing> {
     Ok(Outgoing::new(buffer, count, partitions))
 }
 
-fn check_key(key: &[u8]) -> Result<()> {
+/// What is wrong with a key.
+fn check_key(key: &[u8]) -> std::result::Result<(), String> {
     match key.len() {
-        0 => Err(Error::InvalidInput("the key is empty; keys have 1 to 65535 bytes".into())),
-        len if len > KEY_LEN_MAX => Err(Error::InvalidInput(format!(
-            "the key is {len} bytes long; keys have 1 to {KEY_LEN_MAX} bytes"
-        ))),
+        0 => Err("the key is empty; keys have 1 to 65535 bytes".into()),
+        len if len > KEY_LEN_MAX => {
+            Err(format!("the key is {len} bytes long; keys have 1 to {KEY_LEN_MAX} bytes"))
+        }
         _ => Ok(()),
     }
 }
 
-fn check_value(value: &[u8]) -> Result<()> {
-    if value.len() > VALUE_LEN_MAX {
-        let len = value.len();
-        return Err(Error::InvalidInput(format!(
-            "the value is {len} bytes long; values have at most {VALUE_LEN_MAX} bytes"
-        )));
+/// What is wrong with a value.
+fn check_value(value: &[u8]) -> std::result::Result<(), String> {
+    let len = value.len();
+    if len > VALUE_LEN_MAX {
+        return Err(format!("the value is {len} bytes long; at most {VALUE_LEN_MAX} are allowed"));
     }
     Ok(())
 }

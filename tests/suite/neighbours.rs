@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use esker::{ErrorKind, Partition, PartitionOptions, PersistMode, VerifyOptions};
 use esker_tests::ends::{failing, is_child, returns, returns_in};
@@ -308,4 +309,117 @@ fn a_checkpoint_of_a_read_only_keyspace_is_refused_at_once() {
             assert!(!target.exists());
         }
     });
+}
+
+/// Waits until the journal is down to the segments that are always there.
+fn journal_becomes_short(store: &Store, why: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let statistics = store.keyspace().statistics();
+        if statistics.journal_segments <= 2 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{why}: {statistics:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// fjall's `journal_eviction_idle_keyspace`: what was flushed was told by the tables that are left, so
+/// a partition that lost them all kept the journal for ever.
+#[test]
+fn a_partition_that_was_cleared_or_merged_empty_does_not_pin_the_journal() {
+    for way in ["cleared", "merged empty", "newest entries merged away"] {
+        let mut store = Store::with(|config| config.journal_segment_bytes(4096));
+        let (p, heavy) = (store.partition("p"), store.partition("heavy"));
+        // One segment after the other: none waits for the next one to be ready.
+        let fill = || {
+            let before = store.keyspace().statistics().journal_segments;
+            let deadline = Instant::now() + Duration::from_secs(30);
+            for number in 0.. {
+                heavy.insert(format!("{}", number % 200), vec![7; 200]).unwrap();
+                if number >= 200 && store.keyspace().statistics().journal_segments > before + 4 {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{:?}", store.keyspace().statistics());
+            }
+        };
+        if way.starts_with("newest") {
+            p.insert("kept", "v").unwrap();
+            p.compact().unwrap();
+        }
+        p.insert("a", "v").unwrap();
+        fill();
+        heavy.compact().unwrap();
+        let segments = store.keyspace().statistics().journal_segments;
+        assert!(segments > 4, "{way}: the entry holds {segments} segments");
+        if way == "cleared" {
+            p.clear().unwrap();
+        } else {
+            p.compact().unwrap();
+            p.remove("a").unwrap();
+            p.compact().unwrap();
+        }
+        // The clear and the removal are in newer segments.
+        fill();
+        store.keyspace().flush().unwrap();
+        journal_becomes_short(&store, way);
+        let expected = usize::from(way.starts_with("newest"));
+        drop((p, heavy));
+        store.crash();
+        store.open();
+        assert_eq!(store.partition("p").len().unwrap(), expected, "{way}");
+        assert_eq!(store.partition("heavy").len().unwrap(), 200, "{way}");
+    }
+}
+
+/// fjall's `recover_flushed_items_after_clear`: replaying the clear dropped the table flushed after it.
+#[test]
+fn what_was_flushed_after_a_clear_is_not_cleared_by_its_replay() {
+    let mut store = Store::new();
+    let p = store.partition("p");
+    for number in 0..100 {
+        p.insert(format!("old {number}"), "old").unwrap();
+    }
+    store.keyspace().flush().unwrap();
+    p.clear().unwrap();
+    for number in 0..100 {
+        p.insert(format!("new {number}"), "new").unwrap();
+    }
+    store.keyspace().flush().unwrap();
+    p.insert("in the journal", "new").unwrap();
+    drop(p);
+    for round in ["after a crash", "after reopening"] {
+        if round == "after a crash" {
+            store.crash();
+        }
+        store.reopen();
+        let values: Vec<_> = store.partition("p").iter().unwrap().map(|e| e.unwrap().1).collect();
+        assert_eq!(values.len(), 101, "{round}");
+        assert!(values.iter().all(|value| *value == "new"), "{round}");
+    }
+}
+
+/// fjall's `recovery_stray_keyspace_dirs`: directories with other names made recovery panic.
+#[test]
+fn strange_names_beside_the_trees_harm_nothing() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut store = Store::new();
+    store.write("p", "k", "v");
+    store.keyspace().flush().unwrap();
+    store.close();
+    let trees = store.path().join("partitions");
+    for name in [&b"not a number"[..], b"\xff\xfe", b"18446744073709551616", b"-1", b".DS_Store"] {
+        fs::create_dir(trees.join(std::ffi::OsStr::from_bytes(name))).unwrap();
+    }
+    fs::write(store.path().join("journal").join(".DS_Store"), "x").unwrap();
+    fs::write(store.path().join(".DS_Store"), "x").unwrap();
+    store.open();
+    assert_eq!(store.get("p", "k").as_deref(), Some("v"));
+    store.write("p", "l", "w");
+    store.crash();
+    store.open();
+    assert_eq!(store.get("p", "l").as_deref(), Some("w"));
+    store.close();
+    let report = esker::verify(store.path(), VerifyOptions::default()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
 }

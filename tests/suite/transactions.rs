@@ -643,3 +643,132 @@ fn statistics_count_open_transactions_and_conflicts() {
         assert_eq!(number(p.get("n").unwrap().as_ref()), 200 - refused);
     });
 }
+
+/// Sums up the values of a range.
+fn sum(tx: &WriteTx, p: &TxPartition, range: std::ops::Range<&str>) -> u64 {
+    let entries = tx.range(p, range).unwrap().map(|entry| entry.unwrap());
+    entries.map(|(_, value)| number(Some(&value))).sum()
+}
+
+#[test]
+fn two_sums_each_stored_in_the_range_of_the_other_are_a_conflict() {
+    for first_range_is_empty in [false, true] {
+        optimistic(|keyspace, p| {
+            if !first_range_is_empty {
+                p.insert("a1", "10").unwrap();
+            }
+            p.insert("b1", "100").unwrap();
+            p.insert("b2", "200").unwrap();
+            let (mut one, mut two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+            let (a, b) = (sum(&one, &p, "a".."b"), sum(&two, &p, "b".."c"));
+            one.insert(&p, "b3", a.to_string()).unwrap();
+            two.insert(&p, "a3", b.to_string()).unwrap();
+            two.commit().unwrap();
+            assert!(is_conflict(one.commit()));
+            let after = keyspace.write_tx().unwrap();
+            assert_eq!(sum(&after, &p, "a".."b"), a + 300);
+            assert_eq!(sum(&after, &p, "b".."c"), 300);
+        });
+    }
+}
+
+#[test]
+fn two_values_that_take_the_place_of_each_other_are_a_conflict() {
+    optimistic(|keyspace, p| {
+        p.insert("x", "x").unwrap();
+        p.insert("y", "y").unwrap();
+        let (mut one, mut two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        for (tx, from, to) in [(&mut one, "x", "y"), (&mut two, "y", "x")] {
+            let value = tx.get(&p, from).unwrap().unwrap();
+            tx.insert(&p, to, value).unwrap();
+        }
+        one.commit().unwrap();
+        assert!(is_conflict(two.commit()));
+        assert_eq!(p.get("x").unwrap(), p.get("y").unwrap());
+    });
+}
+
+#[test]
+fn of_two_transactions_that_only_write_the_later_one_stays_whole() {
+    optimistic(|keyspace, p| {
+        let q = keyspace.partition("q", PartitionOptions::default()).unwrap();
+        let (mut one, mut two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        one.insert(&p, "k", "one").unwrap();
+        two.insert(&q, "k", "two").unwrap();
+        one.insert(&q, "k", "one").unwrap();
+        one.commit().unwrap();
+        two.insert(&p, "k", "two").unwrap();
+        assert_eq!(p.get("k").unwrap().as_deref(), Some(&b"one"[..]));
+        two.commit().unwrap();
+        for partition in [&p, &q] {
+            assert_eq!(partition.get("k").unwrap().as_deref(), Some(&b"two"[..]));
+        }
+    });
+}
+
+#[test]
+fn what_was_rolled_back_was_read_by_nobody_and_is_no_conflict() {
+    optimistic(|keyspace, p| {
+        p.insert("k", "before").unwrap();
+        let (mut one, mut two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        one.insert(&p, "k", "never").unwrap();
+        assert_eq!(two.get(&p, "k").unwrap().as_deref(), Some(&b"before"[..]));
+        one.rollback();
+        assert_eq!(two.get(&p, "k").unwrap().as_deref(), Some(&b"before"[..]));
+        two.insert(&p, "l", "after").unwrap();
+        two.commit().unwrap();
+    });
+}
+
+/// One has read what two changes and three sees changed: there is no order for all of them once one
+/// writes.
+#[test]
+fn who_has_read_before_a_change_that_others_have_seen_cannot_write_behind_it() {
+    optimistic(|keyspace, p| {
+        p.insert("1", "10").unwrap();
+        p.insert("2", "20").unwrap();
+        let mut one = keyspace.write_tx().unwrap();
+        assert_eq!(sum(&one, &p, "0".."9"), 30);
+        p.update_fetch("2", |value| Some((number(value) + 5).to_string().into())).unwrap();
+        let three = keyspace.write_tx().unwrap();
+        assert_eq!(sum(&three, &p, "0".."9"), 35);
+        three.commit().unwrap();
+        one.insert(&p, "1", "0").unwrap();
+        assert!(is_conflict(one.commit()));
+        assert_eq!(number(p.get("1").unwrap().as_ref()), 10);
+    });
+}
+
+#[test]
+fn what_was_committed_is_not_remembered_for_ever() {
+    optimistic(|keyspace, p| {
+        for round in 0..2_000_u64 {
+            let (mut one, mut two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+            assert_eq!(two.get(&p, "n").unwrap(), one.get(&p, "n").unwrap());
+            one.insert(&p, "n", round.to_string()).unwrap();
+            two.insert(&p, round.to_string(), "").unwrap();
+            one.commit().unwrap();
+            assert!(is_conflict(two.commit()));
+        }
+        let statistics = keyspace.statistics();
+        assert!(statistics.conflict_entries <= 2, "{statistics:?}");
+        assert_eq!((statistics.conflicts, statistics.open_transactions), (2_000, 0));
+    });
+}
+
+#[test]
+fn a_transaction_that_is_over_closes_its_own_view_and_no_other() {
+    optimistic(|keyspace, p| {
+        let open = || keyspace.statistics().open_snapshots;
+        let (mut one, two) = (keyspace.write_tx().unwrap(), keyspace.write_tx().unwrap());
+        let snapshot = keyspace.read_tx();
+        assert_eq!(open(), 3);
+        one.insert(&p, "a", "v").unwrap();
+        one.commit().unwrap();
+        assert_eq!(open(), 2);
+        assert_eq!(two.get(&p, "a").unwrap(), None);
+        drop(two);
+        assert_eq!(open(), 1);
+        assert_eq!(snapshot.get(&p, "a").unwrap(), None);
+    });
+}

@@ -22,6 +22,7 @@ mod ingest;
 mod iteration;
 mod neighbours;
 mod options;
+mod parity;
 mod readable;
 mod readonly;
 mod recovery;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -422,4 +423,37 @@ fn strange_names_beside_the_trees_harm_nothing() {
     store.close();
     let report = esker::verify(store.path(), VerifyOptions::default()).unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
+}
+
+/// fjall #303: what was there at the open was merged only after the next flush.
+#[test]
+fn what_an_earlier_run_left_to_merge_is_merged_after_an_open() {
+    let small = Arc::new(AtomicBool::new(false));
+    let chosen = Arc::clone(&small);
+    let mut store = Store::with(move |config| {
+        let small = chosen.load(Ordering::Relaxed);
+        config.memtable_bytes(if small { 2048 } else { 16 << 20 })
+    });
+    let p = store.partition_with("p", PartitionOptions::default().l0_runs(4));
+    for round in 0..40 {
+        for number in 0..20 {
+            p.insert(format!("{number:03}"), vec![round; 100]).unwrap();
+        }
+    }
+    drop(p);
+    // The replay fills one memtable after the other, and nothing is merged meanwhile.
+    small.store(true, Ordering::Relaxed);
+    store.crash();
+    store.open();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let statistics = store.keyspace().statistics();
+        if statistics.compactions > 0 && statistics.partitions[0].l0_runs < 4 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{statistics:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let values = store.partition("p").iter().unwrap().map(|entry| entry.unwrap().1);
+    assert!(values.eq((0..20).map(|_| vec![39; 100])));
 }

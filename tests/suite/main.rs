@@ -11,6 +11,7 @@ mod dropping;
 mod exactness;
 mod filesystems;
 mod fixtures;
+mod fjall;
 mod full_disk;
 mod fuzz;
 mod histories;

@@ -50,6 +50,7 @@ mod flush;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
+pub mod interchange;
 mod jobs;
 mod journal;
 mod keyspace;

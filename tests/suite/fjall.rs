@@ -721,7 +721,16 @@ fn ours(rng: &mut Rng) -> (Store, Model) {
                 partition.clear().unwrap();
                 entries.clear();
             }
-            9..400 => {
+            9..13 => {
+                let mut ingest = partition.ingest().unwrap();
+                for number in (0..300).step_by(1 + rng.below(9) as usize) {
+                    let (key, value) = (format!("key {number:03}").into_bytes(), value(rng));
+                    ingest.insert(&key[..], &value[..]).unwrap();
+                    entries.insert(key, value);
+                }
+                ingest.finish().unwrap();
+            }
+            13..400 => {
                 partition.remove(&key[..]).unwrap();
                 entries.remove(&key);
             }

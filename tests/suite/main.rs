@@ -18,6 +18,7 @@ mod histories;
 mod identity;
 mod independence;
 mod ingest;
+mod interchange;
 mod iteration;
 mod neighbours;
 mod options;

@@ -70,7 +70,7 @@ impl Source {
     }
 
     /// Gives everything that fjall would read a second name, or copies it, in the new directory `to`.
-    pub fn stage(&self, to: &Path, transfer: Transfer) -> Outcome {
+    pub fn stage(&self, to: &Path) -> Outcome {
         let keyspaces = to.join(KEYSPACES);
         for dir in [to, &keyspaces] {
             fs::create_dir(dir).map_err(|e| Failure::file("create the directory", dir, &e))?;
@@ -98,7 +98,8 @@ impl Source {
                 let why = "is not the directory of a keyspace; fjall does not open this database";
                 return Err(Failure::Failed(format!("{tree} {why}")));
             }
-            copy_tree(&tree, keyspaces.join(&name), transfer)?;
+            // What is staged does not stay, so links are as good as copies.
+            copy_tree(&tree, keyspaces.join(&name), Transfer::Auto)?;
         }
         Ok(())
     }

@@ -17,7 +17,8 @@ pub fn run(source: &Path, target: &Path, how: &How, console: Console) -> Outcome
     let workspace = Workspace::beside(target, source)?;
     let bar = console.waiting("replaying");
     let copied = workspace.path().join("copy");
-    let flushed = flushed_copy(source, &copied, how.transfer())?;
+    // The copy is not what stays.
+    let flushed = flushed_copy(source, &copied, Transfer::Auto)?;
     bar.say("linking");
     let database = workspace.path().join("database");
     let made = build_database(&database, &flushed.trees, how.transfer())?;

@@ -20,7 +20,7 @@ pub fn run(source: &Path, target: &Path, how: &How, console: Console) -> Outcome
     let workspace = Workspace::beside(target, source)?;
     let bar = console.waiting("linking");
     let staged = workspace.path().join("source");
-    database.stage(&staged, how.transfer())?;
+    database.stage(&staged)?;
     bar.say("replaying");
     let trees = flushed_trees(&staged, &mut report)?;
     bar.say("linking");

@@ -571,6 +571,9 @@ fn a_database_that_fjall_itself_cannot_open_is_refused() {
     assert_unchanged(&before, &theirs.path());
 }
 
+/// A file, and what happens to it.
+type Damage<'a> = (&'a Path, &'a dyn Fn(&mut Vec<u8>));
+
 #[test]
 fn a_damaged_database_is_refused_with_the_file_and_left_as_it_is() {
     let mut rng = Rng::new(chaos::seed("a damaged database"));
@@ -580,7 +583,7 @@ fn a_damaged_database_is_refused_with_the_file_and_left_as_it_is() {
     let target = theirs.beside("keyspace");
     let table = files_of_trees(&theirs.path()).into_values().next().unwrap();
     let current = table.parent().unwrap().parent().unwrap().join("current");
-    let damages: [(&Path, &dyn Fn(&mut Vec<u8>)); 4] = [
+    let damages: [Damage<'_>; 4] = [
         (&table, &|bytes| bytes.truncate(100)),
         (&table, &|bytes| {
             let at = bytes.len() - 60;

@@ -328,28 +328,30 @@ pub(crate) fn place_tree(
     note: &mut dyn FnMut(PathBuf, (Placed, u64), u128),
 ) -> Result<Vec<PathBuf>> {
     let mut dirs = vec![to.to_path_buf(), files::tables(to)];
-    let tables = version.tables().map(|table| (table.id, table.checksum)).collect();
-    let mut kinds: Vec<(PathBuf, PathBuf, Vec<(u64, u128)>)> =
-        vec![(files::tables(from), files::tables(to), tables)];
-    if version.separates_values {
-        // lsm-tree silently accepts that blobs/ is missing, and with it every value.
-        dirs.push(files::blobs(to));
-        let blobs = version.blobs.iter().map(|blob| (blob.id, blob.checksum)).collect();
-        kinds.push((files::blobs(from), files::blobs(to), blobs));
-    }
+    // lsm-tree silently accepts that blobs/ is missing, and with it every value.
+    dirs.extend(version.separates_values.then(|| files::blobs(to)));
     dirs.iter().try_for_each(|dir| files::create_new_dir(dir))?;
-    for (from, to, files) in kinds {
-        if files.is_empty() {
-            continue;
-        }
-        let way = Way::open(from, to.clone(), rungs)?;
-        for (id, hash) in files {
-            let name = files::numbered(id);
-            let placed = way.place(&name)?;
-            note(to.join(name), placed, hash);
-        }
+    let tables = version.tables().map(|table| (table.id, table.checksum));
+    place_files(&Way::open(files::tables(from), files::tables(to), rungs)?, tables, note)?;
+    if version.separates_values {
+        let blobs = version.blobs.iter().map(|blob| (blob.id, blob.checksum));
+        place_files(&Way::open(files::blobs(from), files::blobs(to), rungs)?, blobs, note)?;
     }
     Ok(dirs)
+}
+
+/// Brings tables or blob files over, which have numbers for names.
+fn place_files(
+    way: &Way,
+    files: impl Iterator<Item = (u64, u128)>,
+    note: &mut dyn FnMut(PathBuf, (Placed, u64), u128),
+) -> Result<()> {
+    for (id, hash) in files {
+        let name = files::numbered(id);
+        let placed = way.place(&name)?;
+        note(way.target(&name), placed, hash);
+    }
+    Ok(())
 }
 
 fn relative(root: &Path, path: &Path) -> String {

@@ -182,6 +182,14 @@ pub fn keyspace(
     guarded("open a keyspace of", path, || database.keyspace(name, || options))
 }
 
+/// The names of all keyspaces, sorted.
+pub fn keyspace_names(database: &Database) -> Vec<String> {
+    let names = database.list_keyspace_names();
+    let mut names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    names.sort();
+    names
+}
+
 /// Writes what is in memory of the keyspace to tables, and merges nothing.
 pub fn flush(keyspace: &Keyspace) -> Outcome {
     let tree = &keyspace.tree;
@@ -205,9 +213,7 @@ pub fn flush(keyspace: &Keyspace) -> Outcome {
 pub fn compare(database: &Path, keyspace: &Path) -> Outcome {
     let esker = Config::new(keyspace).read_only(true).open()?;
     let fjall = open(database)?;
-    let mut names: Vec<String> =
-        fjall.list_keyspace_names().iter().map(|name| name.to_string()).collect();
-    names.sort();
+    let names = keyspace_names(&fjall);
     let mut partitions = esker.partitions();
     partitions.sort();
     let differ = |what: String| Err(Failure::Corrupt(format!("the result differs: {what}")));

@@ -43,11 +43,8 @@ pub fn run(source: &Path, target: &Path, how: &How, console: Console) -> Outcome
 /// Lets fjall replay its journal and flush everything, and names what it has then, by name.
 fn flushed_trees(staged: &Path, report: &mut Report<'_>) -> Outcome<Vec<ClosedTree>> {
     let database = database::open(staged)?;
-    let mut names: Vec<String> =
-        database.list_keyspace_names().iter().map(|name| name.to_string()).collect();
-    names.sort();
     let mut trees = Vec::new();
-    for name in names {
+    for name in database::keyspace_names(&database) {
         check_name(&name)?;
         let options = KeyspaceCreateOptions::default();
         let keyspace = database::keyspace(&database, staged, &name, options)?;

@@ -317,6 +317,15 @@ fn check(target: &Path, report: &CheckpointReport, expected: &Model, number: u64
         drop(opened);
         std::fs::remove_dir_all(&copy).unwrap();
     }
+    if number.is_multiple_of(7) {
+        // An independent reader: the same trees, and none of our code around them.
+        let database = target.with_extension("database");
+        let found = crate::fjall::exported(target, &database);
+        if let Some(difference) = chaos::difference(expected, &found) {
+            panic!("{FOUND} in stock fjall at commit {}: {difference}", report.seqno);
+        }
+        std::fs::remove_dir_all(&database).unwrap();
+    }
     if number.is_multiple_of(2) {
         let opened = config(target).open().unwrap();
         compare("a writable open", &opened, report, expected);

@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod info;
 mod kv;
 mod load;
+mod migrate;
 mod output;
 mod scan;
 mod store;
@@ -53,6 +54,8 @@ enum Command {
     Checkpoint(checkpoint::CheckpointArgs),
     Copy(checkpoint::CopyArgs),
     Verify(checkpoint::VerifyArgs),
+    ImportFjall(migrate::ImportArgs),
+    ExportFjall(migrate::ExportArgs),
 }
 
 /// The whole program, on the arguments of this process.
@@ -92,6 +95,8 @@ fn dispatch(command: &Command, console: Console) -> Outcome {
         Command::Checkpoint(args) => checkpoint::checkpoint(args, console),
         Command::Copy(args) => checkpoint::copy(args, console),
         Command::Verify(args) => checkpoint::verify(args, console),
+        Command::ImportFjall(args) => migrate::import(args, console),
+        Command::ExportFjall(args) => migrate::export(args, console),
     }
 }
 

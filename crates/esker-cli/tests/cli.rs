@@ -684,6 +684,28 @@ fn what_is_open_elsewhere_exits_with_4_and_names_the_path() {
     assert!(!shell.path("target").exists());
 }
 
+/// Whoever reads of the verbs finds them, in every build.
+#[test]
+fn conversions_say_if_this_program_cannot() {
+    let shell = Shell::new();
+    shell.store();
+    let before = contents(&shell.path("store"));
+    let why = if cfg!(feature = "fjall") {
+        ["is not a fjall database", "missing"]
+    } else {
+        ["built without fjall", "--features fjall"]
+    };
+    shell.run(&["import-fjall", "store", "target"]).fails_in_one_line(1, &["store", why[0]]);
+    shell.run(&["export-fjall", "missing", "target"]).fails_in_one_line(1, &["missing", why[1]]);
+    for verb in ["import-fjall", "export-fjall"] {
+        assert!(shell.run(&["--help"]).ok().contains(verb));
+        assert!(shell.run(&[verb, "--help"]).ok().contains("0  done"));
+        assert_eq!(shell.run(&[verb, "store"]).code(), 2);
+    }
+    assert_eq!(contents(&shell.path("store")), before);
+    assert!(!shell.path("target").exists());
+}
+
 #[test]
 fn a_service_checkpoints_while_open_and_the_program_reads_the_checkpoint() {
     let shell = Shell::new();

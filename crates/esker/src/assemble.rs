@@ -225,40 +225,13 @@ impl<'a> Site<'a> {
 
     fn build_tree(&self, tree: &PlannedTree, report: &mut dyn FnMut(Progress)) -> Result<Built> {
         let mut built = Built::default();
-        let to = files::tree(self.dir, tree.id);
-        let (tables, blobs) = (files::tables(&to), files::blobs(&to));
-        // lsm-tree silently accepts that blobs/ is missing, and with it every value.
-        let blobs = tree.version.separates_values.then_some(blobs);
-        for path in [Some(to.clone()), Some(tables), blobs].into_iter().flatten() {
-            files::create_new_dir(&path)?;
-            built.to_sync.push(path);
-        }
-        let from = files::tree(&self.plan.source, tree.id);
-        let tables = tree.version.tables().map(|table| (table.id, table.checksum)).collect();
-        self.place_all(&mut built, (files::tables(&from), files::tables(&to)), tables, report)?;
-        if tree.version.separates_values {
-            let blobs = tree.version.blobs.iter().map(|blob| (blob.id, blob.checksum)).collect();
-            self.place_all(&mut built, (files::blobs(&from), files::blobs(&to)), blobs, report)?;
-        }
+        let (from, to) = (files::tree(&self.plan.source, tree.id), files::tree(self.dir, tree.id));
+        let dirs = place_tree(&from, &to, &tree.version, self.rungs, &mut |path, placed, hash| {
+            self.note(&mut built, path, placed, Identity::Hash(hash), report);
+        })?;
+        built.to_sync.extend(dirs);
         self.place_manifest(tree, &from, &to, &mut built)?;
         Ok(built)
-    }
-
-    /// Brings tables or blob files over, which have numbers for names.
-    fn place_all(
-        &self,
-        built: &mut Built,
-        (from, to): (PathBuf, PathBuf),
-        files: Vec<(u64, u128)>,
-        report: &mut dyn FnMut(Progress),
-    ) -> Result<()> {
-        let way = Way::open(from, to.clone(), self.rungs)?;
-        for (id, hash) in files {
-            let name = files::numbered(id);
-            let placed = way.place(&name)?;
-            self.note(built, to.join(name), placed, Identity::Hash(hash), report);
-        }
-        Ok(())
     }
 
     /// A link to the manifest costs a third of a new file where there are many trees. It is made only
@@ -343,6 +316,42 @@ impl<'a> Site<'a> {
             built.to_sync.push(path);
         }
     }
+}
+
+/// Makes the directory of a tree with everything but `current` and the manifest; returns the
+/// directories made. `note` hears of each file: where it is, how it came there, its hash.
+pub(crate) fn place_tree(
+    from: &Path,
+    to: &Path,
+    version: &Version,
+    rungs: Rungs,
+    note: &mut dyn FnMut(PathBuf, (Placed, u64), u128),
+) -> Result<Vec<PathBuf>> {
+    let mut dirs = vec![to.to_path_buf(), files::tables(to)];
+    // lsm-tree silently accepts that blobs/ is missing, and with it every value.
+    dirs.extend(version.separates_values.then(|| files::blobs(to)));
+    dirs.iter().try_for_each(|dir| files::create_new_dir(dir))?;
+    let tables = version.tables().map(|table| (table.id, table.checksum));
+    place_files(&Way::open(files::tables(from), files::tables(to), rungs)?, tables, note)?;
+    if version.separates_values {
+        let blobs = version.blobs.iter().map(|blob| (blob.id, blob.checksum));
+        place_files(&Way::open(files::blobs(from), files::blobs(to), rungs)?, blobs, note)?;
+    }
+    Ok(dirs)
+}
+
+/// Brings tables or blob files over, which have numbers for names.
+fn place_files(
+    way: &Way,
+    files: impl Iterator<Item = (u64, u128)>,
+    note: &mut dyn FnMut(PathBuf, (Placed, u64), u128),
+) -> Result<()> {
+    for (id, hash) in files {
+        let name = files::numbered(id);
+        let placed = way.place(&name)?;
+        note(way.target(&name), placed, hash);
+    }
+    Ok(())
 }
 
 fn relative(root: &Path, path: &Path) -> String {

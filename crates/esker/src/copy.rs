@@ -133,8 +133,8 @@ pub fn cold_copy(
     })
 }
 
-/// What the source consists of, and its newest commit.
-fn survey(source: &Path) -> Result<(Plan, u64)> {
+/// What the source, which is locked, consists of, and its newest commit.
+pub(crate) fn survey(source: &Path) -> Result<(Plan, u64)> {
     // Again, now that nobody can change it.
     let catalog = survey::load_catalog(source)?;
     let mut trees = Vec::new();

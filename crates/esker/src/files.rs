@@ -133,7 +133,8 @@ pub(crate) fn is_dir(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some_and(|metadata| metadata.is_dir()))
 }
 
-fn look(path: &Path) -> Result<Option<Metadata>> {
+/// What is at `path`, if anything is.
+pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
     match fs::metadata(path) {
         Err(e) if is_absence(&e) => Ok(None),
         other => other.map(Some).at("inspect", path),
@@ -201,6 +202,26 @@ pub(crate) fn sync_filesystem(dir: &Path) -> Result<bool> {
         Some(handle) => sync_opened(&handle, dir).map(|()| true),
         None => Ok(false),
     }
+}
+
+/// Makes a directory and everything below it durable.
+pub(crate) fn sync_below(root: &Path) -> Result<()> {
+    if sync_filesystem(root)? {
+        return Ok(());
+    }
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for name in names(&dir)? {
+            let path = dir.join(name);
+            if is_dir(&path)? {
+                dirs.push(path);
+            } else {
+                sync(&path)?;
+            }
+        }
+        sync(&dir)?;
+    }
+    Ok(())
 }
 
 /// The directory, opened, if [`sync_opened`] works for the filesystem that holds it.

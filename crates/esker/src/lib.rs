@@ -59,6 +59,7 @@ mod flush;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
+pub mod interchange;
 mod iter;
 mod jobs;
 mod journal;

@@ -26,6 +26,11 @@ const CURRENT_LEN: usize = 8 + 16 + 1;
 /// The section of a table that lists blob files, and the length of an entry.
 const LINKED_FILES: &[u8] = b"linked_blob_files";
 const LINKED_FILE_LEN: u64 = 4 * 8;
+/// The section of a blob file that describes it: a block of entries in the order of their keys.
+const BLOB_META: &[u8] = b"meta";
+const BLOB_META_LEN_MAX: u64 = 4 << 10;
+/// The key of the entry behind which the kind of compression stands, between their lengths.
+const BLOB_COMPRESSION: &[u8] = b"\x0bcompression\x01";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableEntry {
@@ -247,9 +252,14 @@ fn count_contents(contents: &[u8]) -> Option<()> {
     input.is_empty().then_some(())
 }
 
-/// Checks the table of contents of a table or blob file, and a table's count of the blob files that it
-/// refers to. lsm-tree allocates what they say before it looks at a hash, or at the bytes.
-pub(crate) fn check_archive(path: &Path) -> Result<()> {
+/// The table of contents of a table or blob file, which is whole, and where it begins.
+struct Contents {
+    file: File,
+    bytes: Vec<u8>,
+    position: u64,
+}
+
+fn read_contents(path: &Path) -> Result<Contents> {
     let file = File::open(path).at("open", path)?;
     let len = file.metadata().at("inspect", path)?.len();
     let odd = |offset: u64, what: &str| Err(Error::corrupt(path, Some(offset), what));
@@ -268,9 +278,9 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
     if trailer_at - position > CONTENTS_LEN_MAX {
         return odd(trailer_at, "the trailer gives an impossible position");
     }
-    let mut contents = vec![0; (trailer_at - position) as usize];
-    file.read_exact_at(&mut contents, position).at("read", path)?;
-    let found = xxh3_128(&contents);
+    let mut bytes = vec![0; (trailer_at - position) as usize];
+    file.read_exact_at(&mut bytes, position).at("read", path)?;
+    let found = xxh3_128(&bytes);
     if found != expected {
         return Err(Error::corrupt_because(
             path,
@@ -280,10 +290,18 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
             format!("{found:032x}"),
         ));
     }
-    if count_contents(&contents).is_none() {
+    if count_contents(&bytes).is_none() {
         return odd(position, "the table of contents is not whole");
     }
-    let Some((at, len)) = find_section(&contents, LINKED_FILES) else { return Ok(()) };
+    Ok(Contents { file, bytes, position })
+}
+
+/// Checks the table of contents of a table or blob file, and a table's count of the blob files that it
+/// refers to. lsm-tree allocates what they say before it looks at a hash, or at the bytes.
+pub(crate) fn check_archive(path: &Path) -> Result<()> {
+    let Contents { file, bytes, position } = read_contents(path)?;
+    let odd = |offset: u64, what: &str| Err(Error::corrupt(path, Some(offset), what));
+    let Some((at, len)) = find_section(&bytes, LINKED_FILES) else { return Ok(()) };
     let mut count = [0; 4];
     if at.checked_add(len).is_none_or(|end| end > position) || len < count.len() as u64 {
         return odd(at, "the list of blob files is cut short");
@@ -294,6 +312,20 @@ pub(crate) fn check_archive(path: &Path) -> Result<()> {
         return odd(at, "the list of blob files has another length than it says");
     }
     Ok(())
+}
+
+/// How the values in a blob file are compressed: 0 not at all, 1 with LZ4.
+pub(crate) fn blob_compression(path: &Path) -> Result<u8> {
+    let Contents { file, bytes, position } = read_contents(path)?;
+    let odd = |what: &str| Error::corrupt(path, Some(position), what);
+    let (at, len) =
+        find_section(&bytes, BLOB_META).ok_or_else(|| odd("the blob file has no description"))?;
+    // Before the largest and the smallest key, which come last, it is a hundred bytes.
+    let mut meta = vec![0; len.min(BLOB_META_LEN_MAX) as usize];
+    file.read_exact_at(&mut meta, at).at("read", path)?;
+    let found = meta.windows(BLOB_COMPRESSION.len() + 1).find(|w| w.starts_with(BLOB_COMPRESSION));
+    let kind = found.and_then(<[u8]>::last).copied();
+    kind.ok_or_else(|| odd("the blob file does not say how its values are compressed"))
 }
 
 /// Position and length of a section, by the table of contents, which is whole.

@@ -84,7 +84,7 @@ fn open_for_writing(config: &Config) -> Result<Recovered> {
     if !was_clean {
         // Whatever the page cache holds of an earlier life reaches the disk before lsm-tree
         // deletes what it supersedes.
-        sync_everything(root)?;
+        files::sync_below(root)?;
         renew_journal(root, &catalog, &scans, &plan)?;
     }
     let mut replay = Replay::open_trees(root, &catalog, config)?;
@@ -165,25 +165,6 @@ fn renew_journal(root: &Path, catalog: &Catalog, scans: &[Scan], plan: &JournalP
             let changed = std::io::Error::other("it changed while it was read");
             return Err(Error::io("renew", &path, changed));
         }
-    }
-    Ok(())
-}
-
-fn sync_everything(root: &Path) -> Result<()> {
-    if files::sync_filesystem(root)? {
-        return Ok(());
-    }
-    let mut dirs = vec![root.to_path_buf()];
-    while let Some(dir) = dirs.pop() {
-        for name in files::names(&dir)? {
-            let path = dir.join(name);
-            if files::is_dir(&path)? {
-                dirs.push(path);
-            } else {
-                files::sync(&path)?;
-            }
-        }
-        files::sync(&dir)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::files;
 use crate::journal::format::{Identity, SEGMENT_HEADER_LEN};
 use crate::journal::reader::{self, Scan, Tail};
 use crate::lock;
-use crate::manifest::{self, Checked};
+use crate::manifest::{self, Checked, Version};
 use crate::planted::{Bug, is_planted};
 
 /// What a directory is, as far as its names tell.
@@ -112,13 +112,19 @@ pub(crate) fn survey_tree(
         let path = files::version(&dir, checked.version.id);
         return Err(Error::corrupt(&path, None, "the kind of tree is not the one in CATALOG"));
     }
-    let tables: Vec<u64> = checked.version.tables().map(|table| table.id).collect();
-    survey_files(&files::tables(&dir), &tables)?;
-    if checked.version.separates_values {
-        let blobs: Vec<u64> = checked.version.blobs.iter().map(|blob| blob.id).collect();
-        survey_files(&files::blobs(&dir), &blobs)?;
-    }
+    survey_version(&dir, &checked.version)?;
     Ok(checked)
+}
+
+/// Checks that every file which the version names is there and ends as it should.
+pub(crate) fn survey_version(tree: &Path, version: &Version) -> Result<()> {
+    let tables: Vec<u64> = version.tables().map(|table| table.id).collect();
+    survey_files(&files::tables(tree), &tables)?;
+    if version.separates_values {
+        let blobs: Vec<u64> = version.blobs.iter().map(|blob| blob.id).collect();
+        survey_files(&files::blobs(tree), &blobs)?;
+    }
+    Ok(())
 }
 
 fn survey_files(dir: &Path, named: &[u64]) -> Result<()> {

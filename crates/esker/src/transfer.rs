@@ -92,6 +92,11 @@ impl Way {
         self.duplicate(name)
     }
 
+    /// Where a file goes.
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
+        self.to.join(name)
+    }
+
     /// Brings a mutable file's bytes over: never a link.
     fn duplicate(&self, name: &str) -> Result<(Placed, u64)> {
         let (source, target) = (self.from.join(name), self.to.join(name));

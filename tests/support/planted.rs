@@ -44,7 +44,12 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
         ShortWriteIgnored => &["faults", "enospc"],
         SnapshotsForgotten => &["model", "threads"],
         DeferredNotNoted | NotSettled => &["threads", "model"],
-        ChangesNotNoted | OpenTransactionsForgotten => &["model"],
+        ChangesNotNoted
+        | OpenTransactionsForgotten
+        | OptionsNotCompared
+        | LossNotHidden
+        | LossNotKnown
+        | WeakRemovalNotReplayed => &["model"],
         IngestNotRecorded => &["recorder", "model"],
         NotifyLost | HandOverLost | AnsweredBeforeApplied | FreezeInsideAGroup => &["threads"],
         AnsweredBeforeSync => &["subset", "threads"],

@@ -64,6 +64,9 @@ sets_of_options! {
     only_large_values_separated
     journal_alone
     narrow_write_buffer
+    blob_files_rewritten_early
+    blob_files_rewritten_late
+    first_in_and_never_out
     a_table_for_each_memtable
 }
 

@@ -12,14 +12,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use esker::{Compression, Config, Keyspace, PartitionOptions, VerifyOptions};
+use esker::{CompactionStrategy, Compression, Config, Keyspace, PartitionOptions, VerifyOptions};
 use esker_tests::chaos::memory_dir;
 use esker_tests::crash_image;
 use esker_tests::files::{names, segments};
 use esker_tests::store::{Entries, content, entries};
 use xxhash_rust::xxh3::xxh3_128;
 
-const NEWEST: u32 = 2;
+const NEWEST: u32 = 3;
 /// Values above this stand in the content as their length and hash.
 const SHOWN_BYTES_MAX: usize = 80;
 
@@ -80,6 +80,29 @@ fn change_partitions(keyspace: &Keyspace) {
     cleared.clear().unwrap();
     cleared.insert("after", "the clear").unwrap();
     keyspace.partition("empty", options()).unwrap();
+    let queue = options()
+        .separate_values_from(Some(40))
+        .blob_file_target_bytes(8192)
+        .blob_compression(Compression::None)
+        .blob_staleness_threshold(0.5)
+        .blob_age_cutoff(0.75)
+        .compaction_strategy(CompactionStrategy::Fifo {
+            limit_bytes: Some(1 << 40),
+            ttl_secs: None,
+        });
+    let queue = keyspace.partition("queue", queue).unwrap();
+    for number in 0..10 {
+        queue.insert([number as u8], value(number)).unwrap();
+    }
+    queue.remove_weak([3]).unwrap();
+    let loaded = keyspace.partition("loaded", options()).unwrap();
+    let mut ingest = loaded.ingest().unwrap();
+    for number in 0..10 {
+        ingest.insert([number as u8], value(number)).unwrap();
+    }
+    ingest.finish().unwrap();
+    // Lets go of the version before the ingest.
+    loaded.compact().unwrap();
     keyspace.partition("dropped", options()).unwrap().insert("key", "value").unwrap();
     assert!(keyspace.drop_partition("dropped").unwrap());
 }

@@ -7,6 +7,7 @@ mod batches;
 #[cfg(feature = "bytes")]
 mod bytes;
 mod checkpoint;
+mod compaction;
 mod copy;
 mod deferring;
 mod dropping;
@@ -22,6 +23,7 @@ mod independence;
 mod ingest;
 mod interchange;
 mod iteration;
+mod large_values;
 mod neighbours;
 mod options;
 mod parity;

@@ -1,7 +1,13 @@
 //! Partition options and configurations: stored, kept, refused.
 
-use esker::{Compression, Config, Durability, Error, ErrorKind, PartitionOptions};
+use esker::{
+    CompactionStrategy, Compression, Config, Durability, Error, ErrorKind, PartitionOptions,
+};
 use esker_tests::{Store, fill};
+
+fn fifo(limit_bytes: Option<u64>, ttl_secs: Option<u64>) -> CompactionStrategy {
+    CompactionStrategy::Fifo { limit_bytes, ttl_secs }
+}
 
 fn every_option() -> Vec<PartitionOptions> {
     let default = PartitionOptions::default;
@@ -22,6 +28,21 @@ fn every_option() -> Vec<PartitionOptions> {
         default().table_bytes(1 << 40),
         default().l0_runs(1),
         default().l0_runs(32),
+        default().separate_values_from(Some(16)).blob_file_target_bytes(4 << 10),
+        default().separate_values_from(Some(16)).blob_compression(Compression::None),
+        default()
+            .separate_values_from(Some(16))
+            .compression(Compression::None)
+            .blob_compression(Compression::Lz4),
+        default()
+            .separate_values_from(Some(16))
+            .blob_staleness_threshold(f32::MIN_POSITIVE)
+            .blob_age_cutoff(1.0),
+        default().separate_values_from(Some(16)).blob_staleness_threshold(1.0).blob_age_cutoff(0.0),
+        default().compaction_strategy(CompactionStrategy::Leveled),
+        default().compaction_strategy(fifo(Some(1 << 40), None)),
+        default().separate_values_from(Some(16)).compaction_strategy(fifo(None, Some(u64::MAX))),
+        default().l0_runs(1).compaction_strategy(fifo(Some(u64::MAX), Some(1 << 30))),
         default()
             .block_bytes(1024)
             .compression(Compression::None)
@@ -65,16 +86,67 @@ fn every_option_is_stored_and_holds_its_data_through_reopening_and_crash() {
 }
 
 #[test]
-fn stored_options_win_over_those_of_a_later_opening() {
+fn what_is_not_set_is_as_it_was_stored() {
     let mut store = Store::new();
     let created = PartitionOptions::default().block_bytes(512).separate_values_from(Some(50));
-    let other = PartitionOptions::default().block_bytes(8192).compression(Compression::None);
     fill(&store.partition_with("p", created.clone()), 10);
-    assert_eq!(store.partition_with("p", other.clone()).options(), created);
-    store.reopen();
-    assert_eq!(store.partition_with("p", other.clone()).options(), created);
+    for reopened in [false, true] {
+        if reopened {
+            store.reopen();
+        }
+        assert_eq!(store.partition_with("p", PartitionOptions::default()).options(), created);
+        let some = PartitionOptions::default().block_bytes(512);
+        assert_eq!(store.partition_with("p", some).options(), created);
+        assert_eq!(store.partition_with("p", created.clone()).options(), created);
+    }
+}
+
+#[test]
+fn options_that_contradict_the_stored_ones_are_refused_by_name_and_change_nothing() {
+    let mut store = Store::new();
+    let created = PartitionOptions::default().block_bytes(512).separate_values_from(Some(50));
+    fill(&store.partition_with("p", created.clone()), 10);
+    let before = store.content();
+    let other = PartitionOptions::default()
+        .block_bytes(8192)
+        .separate_values_from(None)
+        .table_bytes(64 << 20)
+        .compaction_strategy(fifo(Some(1), None));
+    for reopened in [false, true] {
+        if reopened {
+            store.reopen();
+        }
+        let seqno = store.keyspace().seqno();
+        let error = store.keyspace().partition("p", other.clone()).unwrap_err();
+        assert!(matches!(error, Error::InvalidInput(_)), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::FixInput);
+        assert_eq!(
+            error.to_string(),
+            "the partition \"p\" was created with other options: block_bytes is 512, not 8192; \
+             separate_values_from is 50, not None; compaction_strategy is Leveled, not Fifo { \
+             limit_bytes: Some(1), ttl_secs: None }"
+        );
+        assert_eq!(store.keyspace().seqno(), seqno);
+        assert_eq!(store.partition("p").options(), created);
+        assert!(store.content() == before);
+    }
     store.keyspace().drop_partition("p").unwrap();
     assert_eq!(store.partition_with("p", other.clone()).options(), other, "a new one is new");
+}
+
+#[test]
+fn blob_files_follow_tables_unless_they_are_told_otherwise() {
+    let store = Store::new();
+    let like_tables =
+        PartitionOptions::default().table_bytes(8 << 10).compression(Compression::None);
+    let stored = store.partition_with("a", like_tables).options();
+    let explicit = PartitionOptions::default()
+        .table_bytes(8 << 10)
+        .compression(Compression::None)
+        .blob_file_target_bytes(8 << 10)
+        .blob_compression(Compression::None);
+    assert_eq!(stored, explicit);
+    assert_eq!(store.partition_with("a", explicit).options(), stored);
 }
 
 #[test]
@@ -105,6 +177,15 @@ fn options_out_of_range_are_refused_and_create_nothing() {
         (default().l0_runs(0), "l0_runs"),
         (default().l0_runs(33), "l0_runs"),
         (default().separate_values_from(Some(0)), "separate_values_from"),
+        (default().blob_file_target_bytes(4095), "blob_file_target_bytes"),
+        (default().blob_staleness_threshold(0.0), "blob_staleness_threshold"),
+        (default().blob_staleness_threshold(1.5), "blob_staleness_threshold"),
+        (default().blob_staleness_threshold(f32::NAN), "blob_staleness_threshold"),
+        (default().blob_age_cutoff(-0.5), "blob_age_cutoff"),
+        (default().blob_age_cutoff(f32::NAN), "blob_age_cutoff"),
+        (default().compaction_strategy(fifo(None, None)), "compaction_strategy"),
+        (default().compaction_strategy(fifo(Some(0), None)), "compaction_strategy"),
+        (default().compaction_strategy(fifo(Some(1), Some(0))), "compaction_strategy"),
     ] {
         let error = store.keyspace().partition("p", options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FixInput, "{error}");

@@ -16,4 +16,4 @@ pub mod store;
 pub use files::{crash_image, fingerprint};
 pub use random::Seeded;
 pub use skips::skip;
-pub use store::{Content, Store, content, fill, open_content};
+pub use store::{Content, Store, content, entries, fill, open_content};

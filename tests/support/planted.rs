@@ -45,6 +45,7 @@ pub fn hunters(bug: Bug) -> &'static [&'static str] {
         SnapshotsForgotten => &["model", "threads"],
         DeferredNotNoted | NotSettled => &["threads", "model"],
         ChangesNotNoted | OpenTransactionsForgotten => &["model", "threads"],
+        OptionsNotCompared | LossNotHidden | LossNotKnown | WeakRemovalNotReplayed => &["model"],
         IngestNotRecorded => &["recorder", "model"],
         NotifyLost | HandOverLost | AnsweredBeforeApplied | FreezeInsideAGroup => &["threads"],
         AnsweredBeforeSync => &["subset", "threads"],

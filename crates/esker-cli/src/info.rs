@@ -41,6 +41,7 @@ fn as_json(keyspace: &Keyspace, statistics: &Statistics) -> Outcome<Value> {
             "options": options,
             "tables": partition.tables,
             "blob_files": partition.blob_files,
+            "stale_blob_bytes": partition.stale_blob_bytes,
             "l0_runs": partition.l0_runs,
             "disk_bytes": partition.disk_bytes,
             "memtable_bytes": partition.memtable_bytes,
@@ -101,12 +102,22 @@ fn partitions_table(partitions: &[PartitionStatistics]) -> String {
             format!("~{}", output::count(partition.approximate_len)),
             output::count(partition.tables),
             output::count(partition.blob_files),
+            output::bytes(partition.stale_blob_bytes),
             output::count(partition.l0_runs),
             output::bytes(partition.disk_bytes),
             output::bytes(partition.memtable_bytes),
         ]
     });
-    let head = ["partition", "entries", "tables", "blob files", "L0 runs", "on disk", "in memory"];
+    let head = [
+        "partition",
+        "entries",
+        "tables",
+        "blob files",
+        "stale",
+        "L0 runs",
+        "on disk",
+        "in memory",
+    ];
     output::table(&head, &rows.collect::<Vec<_>>())
 }
 

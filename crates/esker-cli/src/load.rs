@@ -111,7 +111,10 @@ impl Format {
 pub fn run(args: &Args, console: Console) -> Outcome {
     check(args)?;
     let keyspace = store::open_or_create(&args.dir)?;
-    let partition = keyspace.partition(&args.partition, args.format.options())?;
+    let partition = match keyspace.open_partition(&args.partition)? {
+        Some(partition) => partition,
+        None => keyspace.partition(&args.partition, args.format.options())?,
+    };
     let start = Instant::now();
     let target = Target::new(args, &keyspace, &partition)?;
     let mut sink = Sink { target, bar: console.bytes("loading"), tally: Tally::default() };

@@ -13,16 +13,16 @@ use crate::journal::writer::{Named, Outgoing};
 use crate::keyspace::{Keyspace, Shared};
 use crate::memory::entry_bytes;
 use crate::partition::{Partition, PartitionCore};
-use crate::tree::Slice;
+use crate::tree::{Slice, Update};
 
 /// What a change is of.
 pub(crate) type Key = Slice;
 
-/// One change, as the memtables take it. No value: a removal.
+/// One change, as the memtables take it.
 pub(crate) struct Change {
     pub(crate) core: Arc<PartitionCore>,
     pub(crate) key: Slice,
-    pub(crate) value: Option<Slice>,
+    pub(crate) value: Update,
 }
 
 /// What a batch changes, in order: most change one entry.
@@ -71,16 +71,22 @@ impl Batch {
         key: impl Into<Slice>,
         value: impl Into<Slice>,
     ) -> &mut Self {
-        self.change(partition, key.into(), Some(value.into()))
+        self.change(partition, key.into(), Update::Put(value.into()))
     }
 
     /// Removes `key` from `partition`; it need not exist.
     pub fn remove(&mut self, partition: &Partition, key: impl Into<Slice>) -> &mut Self {
-        self.change(partition, key.into(), None)
+        self.change(partition, key.into(), Update::Remove)
     }
 
-    fn change(&mut self, partition: &Partition, key: Slice, value: Option<Slice>) -> &mut Self {
-        match self.keyspace.shared().check_change(partition, &key, value.as_deref()) {
+    /// Removes `key` from `partition`, where it was inserted at most once; see
+    /// [`Partition::remove_weak`].
+    pub fn remove_weak(&mut self, partition: &Partition, key: impl Into<Slice>) -> &mut Self {
+        self.change(partition, key.into(), Update::RemoveWeak)
+    }
+
+    fn change(&mut self, partition: &Partition, key: Slice, value: Update) -> &mut Self {
+        match self.keyspace.shared().check_change(partition, &key, value.value()) {
             Ok(()) => {
                 self.changes.push(Change { core: Arc::clone(&partition.core), key, value });
             }
@@ -145,10 +151,10 @@ impl Shared {
         &self,
         partition: &Partition,
         key: Slice,
-        value: Option<Slice>,
+        value: Update,
     ) -> Result<u64> {
         self.check_writable()?;
-        self.check_change(partition, &key, value.as_deref())?;
+        self.check_change(partition, &key, value.value())?;
         let change = Change { core: Arc::clone(&partition.core), key, value };
         self.commit(Changes::from_buf([change]), None)
     }
@@ -166,7 +172,7 @@ impl Shared {
         durability: Option<Durability>,
         check: Option<Box<Check<Key>>>,
     ) -> Result<u64> {
-        let in_memory = |change: &Change| entry_bytes(&change.key, change.value.as_deref());
+        let in_memory = |change: &Change| entry_bytes(&change.key, change.value.value());
         let bytes = changes.iter().map(in_memory).sum();
         let _room = self.throttle(bytes)?;
         let durability = durability.unwrap_or(self.config.durability);
@@ -185,8 +191,9 @@ fn encode(changes: &[Change]) -> Result<Outgoing> {
     let mut partitions = Named::new();
     for Change { core, key, value } in changes {
         match value {
-            Some(value) => items::put(&mut buffer, core.id, key, value),
-            None => items::delete(&mut buffer, core.id, key),
+            Update::Put(value) => items::put(&mut buffer, core.id, key, value),
+            Update::Remove => items::delete(&mut buffer, core.id, key),
+            Update::RemoveWeak => items::delete_weak(&mut buffer, core.id, key),
         }
         if partitions.last() != Some(&core.id) && !partitions.contains(&core.id) {
             partitions.push(core.id);

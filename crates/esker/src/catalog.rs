@@ -18,7 +18,7 @@ use crate::planted::{Bug, is_planted};
 
 const MAGIC: &[u8; 8] = b"ESKRCAT\0";
 /// The newest CATALOG this build reads and the one it writes.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 /// From this version on floors have the hash of the manifest.
 const WITH_MANIFESTS: u32 = 2;
 const CHECKSUM_LEN: usize = 16;
@@ -134,7 +134,7 @@ impl Catalog {
             body.put_u64(entry.tree);
             body.put_u16(entry.name.len() as u16);
             body.put(entry.name.as_bytes());
-            entry.options.encode(&mut body);
+            entry.options.encode(&mut body, format);
             body.put_u64(entry.floor.version);
             if format >= WITH_MANIFESTS {
                 body.put_u128(entry.floor.manifest.unwrap_or(0));
@@ -225,7 +225,7 @@ impl Catalog {
             let Ok(name) = String::from_utf8(input.bytes(name_len)?.to_vec()) else {
                 return Ok(None);
             };
-            let Some(options) = PartitionOptions::decode(input)? else { return Ok(None) };
+            let Some(options) = PartitionOptions::decode(input, format)? else { return Ok(None) };
             let version = input.u64()?;
             let manifest = if format < WITH_MANIFESTS { 0 } else { input.u128()? };
             let manifest = (manifest != 0).then_some(manifest);
@@ -305,6 +305,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_catalog_of_the_second_format_is_read_with_the_options_it_had() {
+        let catalog = example();
+        let read = Catalog::decode(&catalog.encode_as(2), Path::new("CATALOG")).unwrap();
+        assert_eq!(read, catalog);
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_truncation_is_refused() {
         let bytes = example().encode();
         let path = Path::new("CATALOG");
@@ -334,11 +341,11 @@ pub(crate) mod tests {
     #[test]
     fn a_newer_format_is_named_as_such() {
         let mut bytes = example().encode();
-        bytes[8] = 3;
+        bytes[8] = 4;
         let end = bytes.len() - CHECKSUM_LEN;
         let checksum = xxh3_128(&bytes[..end]);
         bytes[end..].copy_from_slice(&checksum.to_le_bytes());
         let error = Catalog::decode(&bytes, Path::new("CATALOG")).unwrap_err();
-        assert!(matches!(error, Error::UnsupportedFormat { found: 3, supported: 2, .. }));
+        assert!(matches!(error, Error::UnsupportedFormat { found: 4, supported: 3, .. }));
     }
 }

@@ -1,8 +1,10 @@
 //! How a keyspace is opened.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::filter::{CompactionFilterFactory, Filters};
 use crate::keyspace::Keyspace;
 use crate::transaction::{TxKeyspace, TxKind};
 
@@ -45,6 +47,7 @@ pub struct Config {
     pub(crate) durability: Durability,
     pub(crate) read_only: bool,
     pub(crate) create_if_missing: bool,
+    pub(crate) filters: Filters,
 }
 
 const JOURNAL_SEGMENT_BYTES_MIN: u64 = 4 << 10;
@@ -67,6 +70,7 @@ impl Config {
             durability: Durability::Buffer,
             read_only: false,
             create_if_missing: true,
+            filters: Filters::default(),
         }
     }
 
@@ -136,6 +140,19 @@ impl Config {
     /// Whether a missing or empty directory becomes a new keyspace; default true.
     pub fn create_if_missing(mut self, create: bool) -> Self {
         self.create_if_missing = create;
+        self
+    }
+
+    /// Gives partitions compaction filters: called with the name of each partition that is opened,
+    /// created or cleared. Not stored: a keyspace that is opened without them keeps what it has.
+    ///
+    /// A filter works while tables are merged, on background threads; it must not use the keyspace.
+    /// See [`CompactionFilter`](crate::CompactionFilter).
+    pub fn compaction_filters(
+        mut self,
+        assign: impl Fn(&str) -> Option<Arc<dyn CompactionFilterFactory>> + Send + Sync + 'static,
+    ) -> Self {
+        self.filters = Filters::new(assign);
         self
     }
 

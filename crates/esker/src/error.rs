@@ -84,6 +84,14 @@ pub enum Error {
     /// nothing was written.
     #[error("another transaction changed what this one has read; begin it again")]
     Conflict,
+    /// A compaction filter returned an error, or panicked: nothing that the compaction wrote is used.
+    #[error("the compaction filter of the partition {partition:?} failed: {reason}")]
+    FilterFailed {
+        /// The partition that was compacted.
+        partition: String,
+        /// What the filter said.
+        reason: String,
+    },
     /// The partition behind this handle was dropped.
     #[error("the partition {name:?} was dropped")]
     PartitionDropped {
@@ -129,7 +137,7 @@ pub enum ErrorKind {
     Retry,
     /// Another transaction, or a clear, was faster: begin this one again.
     Conflict,
-    /// Change the argument: a bad key, name, path, option or type.
+    /// Change the argument: a bad key, name, path, option, type or filter.
     FixInput,
     /// Bytes are damaged: restore from a checkpoint.
     Corrupt,
@@ -219,6 +227,7 @@ impl Error {
             | Self::TargetInside { .. }
             | Self::NoSuchPartition { .. }
             | Self::Undecodable(_)
+            | Self::FilterFailed { .. }
             | Self::PartitionDropped { .. }
             | Self::ReadOnly { .. } => ErrorKind::FixInput,
         }

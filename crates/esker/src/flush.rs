@@ -86,6 +86,9 @@ impl Shared {
         self.retire_generations();
         // On a full disk some of these fail. The others still run: they are what frees space.
         let mut results = vec![self.journal.seal_retired(), self.free_segments()];
+        let map = self.versions.current();
+        results.extend(map.values().map(|entry| entry.tree.release_kept(&self.views)));
+        drop(map);
         if self.journal.should_prepare() {
             results.push(self.prepare_segment());
         }

@@ -98,6 +98,7 @@ pub fn changes(payload: &[u8], count: u32) -> Option<Vec<(Change, usize)>> {
                 ((0, partition, key.to_vec(), Some(value.bytes()?)), stored)
             }
             Item::Delete { partition, key } => ((1, partition, key.to_vec(), None), 0),
+            Item::DeleteWeak { partition, key } => ((5, partition, key.to_vec(), None), 0),
             Item::Clear { partition } => ((2, partition, Vec::new(), None), 0),
             Item::Create { partition, name } => ((3, partition, name.into(), None), 0),
             Item::Drop { partition } => ((4, partition, Vec::new(), None), 0),
@@ -114,6 +115,7 @@ pub fn payload_again<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Vec<u
         match (kind, value) {
             (0, Some(value)) => items::put(&mut out, *partition, key, value),
             (1, _) => items::delete(&mut out, *partition, key),
+            (5, _) => items::delete_weak(&mut out, *partition, key),
             (2, _) => out.extend(items::clear(*partition)),
             (3, _) => out.extend(items::create(*partition, &String::from_utf8_lossy(key))),
             (4, _) => out.extend(items::drop_partition(*partition)),

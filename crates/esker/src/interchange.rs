@@ -43,6 +43,7 @@ use crate::config::Config;
 use crate::copy;
 use crate::error::{Error, IoContext, Result};
 use crate::files;
+use crate::filter::Filters;
 use crate::lock::{self, KeyspaceLock};
 use crate::manifest::{self, Checked};
 use crate::options::{Compression, PartitionOptions};
@@ -216,7 +217,7 @@ pub fn build_keyspace(
         files::create_new_dir(&path)?;
     }
     let mut catalog = Catalog::new(files::random_u128(), files::random_u128());
-    let shared = tree::Shared::new(CACHE_BYTES);
+    let shared = tree::Shared::new(CACHE_BYTES, Filters::default());
     let mut newest = LAST_SEQNO_MIN;
     for tree in trees {
         let (id, tree_id) = (catalog.next_partition, catalog.next_tree);
@@ -224,7 +225,7 @@ pub fn build_keyspace(
         let checked = place(&tree.dir, &to, transfer.into())?;
         check_options(tree, &to, &checked)?;
         // lsm-tree knows what the numbers in a table are raised by.
-        let opened = Tree::open(&to, tree_id, &tree.options, &shared)?;
+        let opened = Tree::open(&to, tree_id, &tree.name, &tree.options, &shared)?;
         newest = newest.max(opened.highest_persisted_seqno().unwrap_or(0));
         catalog.partitions.push(PartitionEntry {
             id,
@@ -286,7 +287,7 @@ fn check_options(tree: &ClosedTree, placed: &Path, checked: &Checked) -> Result<
         (false, Some(_)) => return complain("the tree does not separate values"),
         _ => {}
     }
-    let expected = match tree.options.compression {
+    let expected = match tree.options.values_compression() {
         Compression::None => 0,
         Compression::Lz4 => 1,
     };

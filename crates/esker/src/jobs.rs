@@ -29,7 +29,7 @@ struct State {
     urgent: VecDeque<Job>,
     compactions: VecDeque<Job>,
     running: BTreeSet<Job>,
-    /// Jobs that failed for lack of space, and when to try again.
+    /// Jobs that failed for lack of space, or are not due yet, and when to try.
     later: Vec<(Instant, Job)>,
     threads: usize,
     holds: usize,
@@ -65,6 +65,17 @@ impl Jobs {
     /// Asks for a job again, a little later.
     pub(crate) fn request_later(&self, job: Job) {
         self.state.lock().later.push((Instant::now() + RETRY_AFTER, job));
+    }
+
+    /// Asks for a job that is due after a while, unless one like it is due before.
+    pub(crate) fn request_in(&self, job: Job, pause: Duration) {
+        let mut state = self.state.lock();
+        let at = Instant::now() + pause;
+        if !state.later.iter().any(|(due, other)| *other == job && *due <= at) {
+            state.later.push((at, job));
+            drop(state);
+            self.wake.notify_one();
+        }
     }
 
     /// The next job for a worker, which calls `finished` afterwards; `None`: stop.

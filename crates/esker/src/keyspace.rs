@@ -10,11 +10,15 @@
 //!  5. `Tree::gate`: a compaction's inputs against the next seal
 //!  6. the lead of the commit queue (`Committer::between`, commits)
 //!  7. `Backlog::applying`: one thread puts commits into memtables at a time
-//!  8. `Versions::updating`, lsm-tree's own locks
+//!  8. the turn to install in a tree that can lose entries (`Tree::take_turn`), `Versions::updating`,
+//!     lsm-tree's own locks
 //!  9. `Journal::syncing`
 //! 10. `Journal::state`
 //! 11. `Conflicts::state`
 //! 12. leaves: the queue's mutex, the backlog's list, jobs, views, stall, accounts of memory
+//!
+//! What would go against the order only tries (`Tree::lock_to_compact`, leftovers in `tree.rs`). Views
+//! that do not open (`Views::hold`) wait without a lock of their own, for an install.
 //!
 //! Closures run by the leader hold number 6 and so may take 7 to 12 only.
 
@@ -493,6 +497,10 @@ impl Shared {
                     self.stall.set_trouble(job, Some(error));
                     self.jobs.request_later(job);
                 }
+                Err(error @ Error::FilterFailed { .. }) => {
+                    tracing::error!(%error, ?job, "a compaction filter failed");
+                    self.stall.set_trouble(job, None);
+                }
                 Err(error) => {
                     tracing::error!(%error, ?job, "a background job failed");
                     self.journal.poison(error);
@@ -539,6 +547,7 @@ impl Shared {
         let result = if self.config.read_only { Ok(()) } else { self.finish() };
         // Handles may outlive the lock: let go of superseded tables now, and delete nothing later.
         for entry in self.versions.current().values() {
+            entry.tree.forget_views();
             self.versions.refresh(&entry.core, &entry.tree, None);
         }
         self.trees.close();

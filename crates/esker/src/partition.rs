@@ -7,7 +7,7 @@
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::iter::{Iter, count};
 use crate::keyspace::{Keyspace, Shared};
 use crate::options::PartitionOptions;
-use crate::tree::{Bounds, RawIter, Slice, Tree};
+use crate::tree::{Bounds, RawIter, Slice, Tree, Update};
 
 pub(crate) const NAME_LEN_MAX: usize = 255;
 
@@ -34,12 +34,24 @@ pub(crate) struct PartitionCore {
     /// or counts references.
     generations: ArcSwap<Vec<Generation>>,
     dropped: AtomicBool,
+    /// CATALOG says that every commit up to this one is in tables.
+    stored_upto: AtomicU64,
 }
 
 impl PartitionCore {
     pub(crate) fn new(id: u32, name: String, options: PartitionOptions, tree: Arc<Tree>) -> Self {
         let generations = ArcSwap::from_pointee(vec![Generation { since: 0, tree }]);
-        Self { id, name, options, generations, dropped: AtomicBool::new(false) }
+        let (dropped, stored_upto) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { id, name, options, generations, dropped, stored_upto }
+    }
+
+    /// A CATALOG that says so is stored.
+    pub(crate) fn note_stored(&self, flushed_upto: u64) {
+        self.stored_upto.fetch_max(flushed_upto, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_stored_upto(&self, flushed_upto: u64) -> bool {
+        self.stored_upto.load(Ordering::Acquire) >= flushed_upto
     }
 
     /// The tree that commits go to.
@@ -66,13 +78,13 @@ impl PartitionCore {
     pub(crate) fn apply(
         &self,
         key: Slice,
-        value: Option<Slice>,
+        update: Update,
         seqno: u64,
         memtable_bytes: u64,
     ) -> bool {
         let generations = self.generations.load();
         let tree = newest(&generations);
-        tree.apply(key, value, seqno) >= memtable_bytes && tree.ask_for_flush()
+        tree.apply(key, update, seqno) >= memtable_bytes && tree.ask_for_flush()
     }
 
     /// Commit `since` cleared the partition: later commits go to `tree`.
@@ -172,7 +184,7 @@ impl Partition {
     /// 4 GiB − 1; otherwise as [`Batch::commit`](crate::Batch::commit).
     pub fn insert(&self, key: impl Into<Slice>, value: impl Into<Slice>) -> Result<()> {
         let shared = self.keyspace.open_shared()?;
-        shared.commit_one(self, key.into(), Some(value.into())).map(|_| ())
+        shared.commit_one(self, key.into(), Update::Put(value.into())).map(|_| ())
     }
 
     /// Removes `key`, which need not exist.
@@ -181,7 +193,21 @@ impl Partition {
     ///
     /// As [`Partition::insert`].
     pub fn remove(&self, key: impl Into<Slice>) -> Result<()> {
-        self.keyspace.open_shared()?.commit_one(self, key.into(), None).map(|_| ())
+        self.keyspace.open_shared()?.commit_one(self, key.into(), Update::Remove).map(|_| ())
+    }
+
+    /// Removes `key`, which has been inserted at most once since the partition was created or cleared,
+    /// and never will be again: then the removal costs no space as soon as it meets what it removes.
+    ///
+    /// This is a promise of the caller's that nobody checks. Where it is broken, by an overwrite or by
+    /// an insertion after the removal, an older value of the key can come back in a compaction. Use
+    /// [`Partition::remove`] when in doubt.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::insert`].
+    pub fn remove_weak(&self, key: impl Into<Slice>) -> Result<()> {
+        self.keyspace.open_shared()?.commit_one(self, key.into(), Update::RemoveWeak).map(|_| ())
     }
 
     /// Removes every entry in one step, whatever their number. It is durable when this returns.
@@ -194,13 +220,26 @@ impl Partition {
     }
 
     /// Flushes the memtable and merges all tables into the last level: removes overwritten and
-    /// deleted entries for good. Blocks until it is done; reads and writes go on.
+    /// deleted entries for good, shows everything to the compaction filter, and gives back blob files
+    /// of which nothing is left. In a partition with a FIFO, what is over its limits goes, and no more.
+    /// Blocks until it is done; reads and writes go on.
     ///
     /// # Errors
     ///
-    /// When the disk fails or fills up.
+    /// When the disk fails or fills up; [`Error::FilterFailed`] when the compaction filter does:
+    /// everything is as it was then.
     pub fn compact(&self) -> Result<()> {
         self.keyspace.shared().compact_partition(&self.core)
+    }
+
+    /// As [`Partition::compact`], if any table may hold keys of `range`; otherwise only flushes. lsm-tree
+    /// 3.1.10 lets nobody choose tables, so everything is merged then, not the range alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::compact`].
+    pub fn compact_range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Result<()> {
+        self.keyspace.shared().compact_range(&self.core, &owned_bounds(&range))
     }
 }
 
@@ -232,6 +271,9 @@ impl Partition {
     ///
     /// As [`Partition::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        // Nothing may be lost between two of them.
+        let loses = self.core.tree().loses();
+        let _view = loses.then(|| self.keyspace.shared().views.open());
         self.newest(|tree, at| keys.iter().map(|key| tree.get(key.as_ref(), at)).collect())
     }
 

@@ -101,6 +101,8 @@ bugs! {
     FloorNotRaised,
     /// `verify` does not compare tables with their hashes.
     TableHashSkipped,
+    /// Options that contradict those of an existing partition are ignored.
+    OptionsNotCompared,
 
     // Failures that are handled badly.
     /// A sync that failed is tried again.
@@ -131,8 +133,14 @@ bugs! {
     SegmentFreedTooEarly,
     /// A merge takes no notice of open snapshots.
     SnapshotsForgotten,
+    /// What a filter or a FIFO takes away disappears from open snapshots.
+    LossNotHidden,
+    /// A filter, or a FIFO, takes away what a crash brings back.
+    LossNotKnown,
     /// Replay leaves out what a clear did.
     ClearNotReplayed,
+    /// Replay leaves out removals of what was written once.
+    WeakRemovalNotReplayed,
     /// Replay leaves out drops.
     DropNotReplayed,
     /// An open keyspace still counts as cleanly closed.

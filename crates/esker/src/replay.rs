@@ -21,7 +21,7 @@ use crate::memory::entry_bytes;
 use crate::partition::PartitionCore;
 use crate::planted::{Bug, is_planted, unless};
 use crate::survey::JournalPlan;
-use crate::tree::{self, Slice, Tree};
+use crate::tree::{self, Slice, Tree, Update};
 use crate::versions::Versions;
 
 /// Trees that take what the journal holds for them.
@@ -48,7 +48,7 @@ const SHARE_LEN_MIN: usize = 2048;
 /// One entry on its way into a memtable.
 struct Entry {
     key: Slice,
-    value: Option<Slice>,
+    value: Update,
     seqno: u64,
 }
 
@@ -64,11 +64,11 @@ struct Replayed {
 
 impl<'a> Replay<'a> {
     pub(crate) fn open_trees(root: &Path, catalog: &Catalog, config: &'a Config) -> Result<Self> {
-        let trees = tree::Shared::new(config.cache_bytes);
+        let trees = tree::Shared::new(config.cache_bytes, config.filters.clone());
         let mut live = BTreeMap::new();
         for entry in &catalog.partitions {
             let dir = files::tree(root, entry.tree);
-            let tree = Arc::new(Tree::open(&dir, entry.tree, &entry.options, &trees)?);
+            let tree = Arc::new(Tree::open(&dir, entry.tree, &entry.name, &entry.options, &trees)?);
             let persisted = tree.highest_persisted_seqno().unwrap_or(0);
             let upto = entry.floor.flushed_upto.max(persisted);
             let core = PartitionCore::new(
@@ -154,13 +154,21 @@ impl<'a> Replay<'a> {
                     let value = value
                         .bytes()
                         .ok_or_else(|| corrupt("a compressed value does not decompress"))?;
-                    target.put(key, Some(Slice::from(value)), frame.seqno);
+                    target.put(key, Update::Put(Slice::from(value)), frame.seqno);
                 }
                 Item::Delete { partition, key } => {
                     let Some(target) = self.target(partition, frame.seqno, &corrupt)? else {
                         continue;
                     };
-                    target.put(key, None, frame.seqno);
+                    target.put(key, Update::Remove, frame.seqno);
+                }
+                Item::DeleteWeak { partition, key } => {
+                    let target = self.target(partition, frame.seqno, &corrupt)?;
+                    if let Some(target) = target
+                        && !is_planted(Bug::WeakRemovalNotReplayed)
+                    {
+                        target.put(key, Update::RemoveWeak, frame.seqno);
+                    }
                 }
                 Item::Clear { .. } if is_planted(Bug::ClearNotReplayed) => {}
                 Item::Clear { partition } => {
@@ -200,7 +208,8 @@ impl<'a> Replay<'a> {
         let dir = files::tree(&self.root, id);
         files::remove_dir_if_present(&dir)?;
         files::create_dir(&dir)?;
-        let tree = Arc::new(Tree::open(&dir, id, &target.core.options, &self.trees)?);
+        let core = &target.core;
+        let tree = Arc::new(Tree::open(&dir, id, &core.name, &core.options, &self.trees)?);
         files::sync_dir(&dir)?;
         let partitions = files::partitions(&self.root);
         unless(Bug::ReplayedTreeNotSynced, || files::sync_dir(&partitions))?;
@@ -280,8 +289,8 @@ fn changed(path: &Path) -> Error {
 }
 
 impl Replayed {
-    fn put(&mut self, key: &[u8], value: Option<Slice>, seqno: u64) {
-        self.waiting_bytes += entry_bytes(key, value.as_deref());
+    fn put(&mut self, key: &[u8], value: Update, seqno: u64) {
+        self.waiting_bytes += entry_bytes(key, value.value());
         self.waiting.push(Entry { key: Slice::from(key), value, seqno });
         if self.waiting_bytes >= WAITING_BYTES_MAX {
             self.settle();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::keyspace::Shared;
+use crate::versions::Entry;
 
 /// What an open keyspace did since it was opened, and what it holds now.
 #[derive(Clone, Debug, Serialize)]
@@ -68,6 +69,9 @@ pub struct PartitionStatistics {
     pub tables: u64,
     /// Blob files on disk.
     pub blob_files: u64,
+    /// Bytes in them that are overwritten or removed, as far as compactions have found out: they go
+    /// when enough of a file is stale.
+    pub stale_blob_bytes: u64,
     /// Runs in the first level: writers slow down when they gather.
     pub l0_runs: u64,
     /// Bytes of data blocks and separated values on disk; index and filter blocks not counted.
@@ -76,24 +80,43 @@ pub struct PartitionStatistics {
     pub memtable_bytes: u64,
     /// Entries, overwritten and removed ones included.
     pub approximate_len: u64,
+    /// Entries that the compaction filter removed. This and what follows counts since the keyspace was
+    /// opened, or the partition cleared.
+    pub filter_removed: u64,
+    /// Values that it replaced.
+    pub filter_replaced: u64,
+    /// Compactions in which it failed, and which were done without it.
+    pub filter_failures: u64,
+    /// Tables that were dropped because the partition is a FIFO over its limits.
+    pub fifo_dropped_tables: u64,
+}
+
+impl PartitionStatistics {
+    fn of(entry: &Entry) -> Self {
+        let (tree, lost) = (&entry.tree, entry.tree.lost());
+        Self {
+            name: entry.core.name.clone(),
+            tables: tree.table_count() as u64,
+            blob_files: tree.blob_file_count() as u64,
+            stale_blob_bytes: tree.stale_blob_bytes(),
+            l0_runs: tree.l0_runs() as u64,
+            disk_bytes: tree.disk_space(),
+            memtable_bytes: tree.account().total(),
+            approximate_len: tree.approximate_len() as u64,
+            filter_removed: lost.removed,
+            filter_replaced: lost.replaced,
+            filter_failures: lost.failures,
+            fifo_dropped_tables: lost.tables,
+        }
+    }
 }
 
 impl Statistics {
     pub(crate) fn of(shared: &Shared) -> Self {
         shared.committer.settle();
         let map = shared.versions.current();
-        let mut partitions: Vec<_> = map
-            .values()
-            .map(|entry| PartitionStatistics {
-                name: entry.core.name.clone(),
-                tables: entry.tree.table_count() as u64,
-                blob_files: entry.tree.blob_file_count() as u64,
-                l0_runs: entry.tree.l0_runs() as u64,
-                disk_bytes: entry.tree.disk_space(),
-                memtable_bytes: entry.tree.account().total(),
-                approximate_len: entry.tree.approximate_len() as u64,
-            })
-            .collect();
+        let mut partitions: Vec<_> =
+            map.values().map(|entry| PartitionStatistics::of(entry)).collect();
         partitions.sort_by(|a, b| a.name.cmp(&b.name));
         let (journal_segments, journal_bytes) = shared.journal_on_disk();
         let conflicts = shared.conflicts.as_ref().map(|c| c.extent()).unwrap_or_default();

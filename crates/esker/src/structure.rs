@@ -35,14 +35,18 @@ impl Shared {
         options: PartitionOptions,
     ) -> Result<Arc<PartitionCore>> {
         check_name(name)?;
+        let existing = |core: Arc<PartitionCore>| {
+            options.check_against(&core.options, name)?;
+            Ok(core)
+        };
         if let Some(core) = self.find_partition(name) {
-            return Ok(core);
+            return existing(core);
         }
         options.validate()?;
         let _open = self.begin_operation()?;
         let mut catalog = self.catalog.lock();
         if let Some(core) = self.find_partition(name) {
-            return Ok(core);
+            return existing(core);
         }
         let (id, tree_id) = (catalog.next_partition, catalog.next_tree);
         let entry = PartitionEntry {
@@ -60,7 +64,7 @@ impl Shared {
         if is_planted(Bug::CatalogBeforeTree) {
             self.write_catalog(&mut catalog, add)?;
         }
-        let tree = self.create_tree(tree_id, &options)?;
+        let tree = self.create_tree(tree_id, name, &options)?;
         self.write_catalog(&mut catalog, add).inspect_err(|error| {
             // Only if CATALOG does not name it.
             if error.kind() == ErrorKind::Retry {
@@ -83,7 +87,12 @@ impl Shared {
         })
     }
 
-    fn create_tree(&self, id: u64, options: &PartitionOptions) -> Result<Arc<Tree>> {
+    fn create_tree(
+        &self,
+        id: u64,
+        partition: &str,
+        options: &PartitionOptions,
+    ) -> Result<Arc<Tree>> {
         // If the last CATALOG failed behind its rename, the one on disk may name this very id.
         self.journal.check_poison()?;
         let dir = files::tree(&self.root, id);
@@ -91,7 +100,7 @@ impl Shared {
         files::remove_dir_if_present(&dir)?;
         let create = || {
             files::create_dir(&dir)?;
-            let tree = Tree::open(&dir, id, options, &self.trees)?;
+            let tree = Tree::open(&dir, id, partition, options, &self.trees)?;
             files::sync_dir(&dir)?;
             let partitions = files::partitions(&self.root);
             unless(Bug::NewTreeNameNotSynced, || files::sync_dir(&partitions))?;
@@ -110,7 +119,7 @@ impl Shared {
         core.check_alive()?;
         let mut catalog = self.catalog.lock();
         let tree_id = catalog.next_tree;
-        let tree = self.create_tree(tree_id, &core.options)?;
+        let tree = self.create_tree(tree_id, &core.name, &core.options)?;
         catalog.next_tree = tree_id + 1;
         let old = core.tree();
         let logged = {
@@ -177,6 +186,7 @@ impl Shared {
         renewed.base_seqno = base.unwrap_or(renewed.base_seqno);
         renewed.store(&self.root).map_err(|error| self.fail(error))?;
         **catalog = renewed;
+        map.values().for_each(|entry| entry.core.note_stored(entry.flushed_upto));
         Ok(())
     }
 

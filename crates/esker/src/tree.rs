@@ -14,6 +14,8 @@
 
 mod blobs;
 mod calls;
+mod fifo;
+mod filtering;
 mod ingest;
 mod reading;
 
@@ -39,10 +41,15 @@ pub use lsm_tree::Slice;
 pub(crate) use ingest::{Ingestion, Outcome};
 pub(crate) use reading::{Bounds, End, RawIter, prefix_bounds};
 
+pub(crate) use fifo::Limits;
+pub(crate) use filtering::{Losing, Lost};
+
 use calls::{guarded, open_uninterrupted, wrap};
+use filtering::Loss;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::filter::Filters;
 use crate::manifest::{self, BlobEntry, TableEntry, Version};
 use crate::memory::{Account, WriteBuffer, entry_bytes};
 use crate::options::{Compression, PartitionOptions};
@@ -59,6 +66,9 @@ pub(crate) const L0_RUNS_MAX: usize = 200;
 /// Open table files kept for all trees of a keyspace.
 const OPEN_FILES: usize = 256;
 
+/// The deepest of lsm-tree's levels.
+const LAST_LEVEL: u8 = 6;
+
 /// Inode and time of change.
 type CurrentFile = (u64, i64, i64);
 
@@ -68,12 +78,14 @@ pub(crate) struct Shared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
     closed: Arc<AtomicBool>,
+    filters: Filters,
     pub(crate) buffer: Arc<WriteBuffer>,
 }
 
 impl Shared {
-    pub(crate) fn new(cache_bytes: u64) -> Self {
+    pub(crate) fn new(cache_bytes: u64, filters: Filters) -> Self {
         Self {
+            filters,
             cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
             descriptors: Arc::new(DescriptorTable::new(OPEN_FILES)),
             closed: Arc::new(AtomicBool::new(false)),
@@ -120,6 +132,10 @@ pub(crate) struct Tree {
     pub(crate) id: u64,
     dir: PathBuf,
     tree: AnyTree,
+    /// If compactions can lose entries.
+    loss: Option<Arc<Loss>>,
+    /// How stale a blob file must be, and of which age, to be rewritten.
+    rewriting: blobs::Rewriting,
     /// If separated values are compressed: what their lengths are compared with.
     lengths: Option<blobs::Lengths>,
     counter: SequenceNumberCounter,
@@ -144,6 +160,8 @@ pub(crate) struct Tree {
     ingests: Mutex<ingest::Ingests>,
     /// Ingested tables that CATALOG does not know of: merges wait.
     unrecorded: AtomicBool,
+    /// The version that the last ingest installed.
+    ingested_version: AtomicU64,
     /// Delete the directory when the last handle goes.
     doomed: AtomicBool,
     /// The keyspace is closed, and its directory may be somebody else's by now.
@@ -168,29 +186,61 @@ impl Drop for Merge<'_> {
     }
 }
 
+/// What becomes of a key.
+#[derive(Clone, Debug)]
+pub(crate) enum Update {
+    Put(Slice),
+    Remove,
+    /// The key was written once: the removal and what it removes go together.
+    RemoveWeak,
+}
+
+impl Update {
+    pub(crate) fn value(&self) -> Option<&[u8]> {
+        if let Self::Put(value) = self { Some(value) } else { None }
+    }
+}
+
+impl From<Option<Slice>> for Update {
+    fn from(value: Option<Slice>) -> Self {
+        value.map_or(Self::Remove, Self::Put)
+    }
+}
+
 /// What a compaction run changed.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Compacted {
     Something,
     Nothing,
+    /// Entries would be lost that a crash could bring back.
+    NotYet,
 }
 
 impl Tree {
-    /// Opens the tree in `dir`, or creates it. The caller has checked `current`.
+    /// Opens the tree of a partition in `dir`, or creates it. The caller has checked `current`.
     pub(crate) fn open(
         dir: &Path,
         id: u64,
+        partition: &str,
         options: &PartitionOptions,
         shared: &Shared,
     ) -> Result<Self> {
         let counter = SequenceNumberCounter::default();
-        let tree = open_uninterrupted(dir, || configure(dir, options, shared, counter.clone()))?;
+        let filter = shared.filters.of(partition);
+        let loss = (filter.is_some() || options.is_fifo())
+            .then(|| Arc::new(Loss::new(partition, filter, counter.clone())));
+        let tree = open_uninterrupted(dir, || {
+            configure(dir, options, shared, counter.clone())
+                .with_compaction_filter_factory(loss.as_ref().map(filtering::factory))
+        })?;
         let this = Self {
             id,
+            loss,
+            rewriting: blobs::Rewriting::of(options),
             dir: dir.to_path_buf(),
             active: RwLock::new(tree.active_memtable()),
             lengths: (options.separate_values_from.is_some()
-                && options.compression != Compression::None)
+                && options.values_compression() != Compression::None)
                 .then(|| blobs::Lengths {
                     dir: Arc::from(dir),
                     tree_id: tree.id(),
@@ -210,6 +260,7 @@ impl Tree {
             undecided: AtomicBool::new(false),
             ingests: Mutex::default(),
             unrecorded: AtomicBool::new(false),
+            ingested_version: AtomicU64::new(u64::MAX),
             doomed: AtomicBool::new(false),
             closed: Arc::clone(&shared.closed),
         };
@@ -274,11 +325,14 @@ impl Tree {
 /// Writing.
 impl Tree {
     /// Adds an entry to the active memtable; returns what that takes in memory now.
-    pub(crate) fn apply(&self, key: Slice, value: Option<Slice>, seqno: u64) -> u64 {
-        let bytes = entry_bytes(&key, value.as_deref());
-        let item = match value {
-            Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
-            None => InternalValue::new_tombstone(key, seqno),
+    pub(crate) fn apply(&self, key: Slice, update: Update, seqno: u64) -> u64 {
+        let bytes = entry_bytes(&key, update.value());
+        let item = match update {
+            Update::Put(value) => {
+                InternalValue::from_components(key, value, seqno, ValueType::Value)
+            }
+            Update::Remove => InternalValue::new_tombstone(key, seqno),
+            Update::RemoveWeak => InternalValue::new_weak_tombstone(key, seqno),
         };
         self.active.read().insert(item);
         self.account.charge(bytes)
@@ -359,10 +413,11 @@ impl Tree {
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
         let current = self.current_file();
-        self.counter.set(0);
+        let turn = self.take_turn();
         let lock = self.tree.get_flush_lock();
         let flushed = guarded("flush into", &self.dir, || self.tree.flush(&lock, threshold));
         drop(lock);
+        drop(turn);
         let flushed = flushed.map_err(|e| self.decide(current, e));
         if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
             && let Some(_compacting) = self.compacting.try_lock()
@@ -375,14 +430,25 @@ impl Tree {
         Ok(())
     }
 
-    /// One round of compaction, if the tree wants one.
-    pub(crate) fn compact(&self, views: &Views, strategy: Strategy) -> Result<Compacted> {
-        let compacting = self.compacting.lock();
+    /// One round of compaction, if the tree wants one. Entries are lost as `losing` says, and only if
+    /// `is_known` says that what is in tables will not be replayed.
+    pub(crate) fn compact(
+        &self,
+        views: &Arc<Views>,
+        strategy: Strategy,
+        losing: Losing,
+        is_known: &dyn Fn() -> bool,
+    ) -> Result<Compacted> {
+        let (compacting, flushing) = self.lock_to_compact();
         if self.is_unrecorded() {
             return Ok(Compacted::Nothing);
         }
         self.check_decided()?;
         self.check_stale_blobs()?;
+        let Some((step, losing)) = self.plan(views, strategy, losing, is_known)? else {
+            return Ok(Compacted::NotYet);
+        };
+        let Some(step) = step else { return Ok(Compacted::Nothing) };
         let choosing = Choosing(&self.gate);
         let merge = Merge(&self.account);
         let threshold = {
@@ -397,19 +463,24 @@ impl Tree {
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
         let current = self.current_file();
-        self.counter.set(0);
-        let result = guarded("compact", &self.dir, || match strategy {
-            Strategy::Leveled { table_bytes, l0_runs } => {
-                let leveled = lsm_tree::compaction::Leveled::default()
-                    .with_table_target_size(table_bytes)
-                    .with_l0_threshold(l0_runs);
-                self.tree.compact(Arc::new(leveled), threshold)
-            }
-            Strategy::Everything { table_bytes } => self.tree.major_compact(table_bytes, threshold),
-        });
+        let ending = match step {
+            Step::Expire(level, _) => self.tree.level_table_count(level.into()),
+            _ => None,
+        };
+        match &self.loss {
+            Some(loss) => loss.begin(losing, views),
+            None => self.counter.set(0),
+        }
+        drop(flushing);
+        let result = guarded("compact", &self.dir, || self.run_step(&step, threshold));
+        let changed = self.tree.current_version().id() != before;
+        // Before the gate, which a flush may hold that waits for its turn.
+        let failure = self.loss.as_ref().and_then(|loss| loss.end(changed, ending));
         drop(choosing);
         let result = result.map_err(|e| self.decide(current, e));
-        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
+        let result = filtering::outcome(failure, result);
+        let left_over = |e: &Error| e.kind() == ErrorKind::Retry || is_filter_failure(e);
+        if result.as_ref().is_err_and(left_over)
             && let Some(_flushing) = self.flushing.try_lock()
         {
             self.remove_leftovers(before, first_new_table);
@@ -422,6 +493,105 @@ impl Tree {
         self.collect()?;
         let changed = self.tree.current_version().id() != before;
         Ok(if changed { Compacted::Something } else { Compacted::Nothing })
+    }
+
+    /// Where entries can be lost, also keeps flushes away for now: none is between its seal and the note
+    /// of what it has flushed. Others take the two locks in the other order.
+    fn lock_to_compact(&self) -> (MutexGuard<'_, ()>, Option<MutexGuard<'_, ()>>) {
+        loop {
+            let compacting = self.compacting.lock();
+            if self.loss.is_none() {
+                return (compacting, None);
+            }
+            if let Some(flushing) = self.flushing.try_lock() {
+                return (compacting, Some(flushing));
+            }
+            drop(compacting);
+            drop(self.flushing.lock());
+        }
+    }
+
+    /// What to do, and what of it may be lost: `None` if that would not be known after a crash, and no
+    /// step if there is nothing to do.
+    fn plan(
+        &self,
+        views: &Arc<Views>,
+        strategy: Strategy,
+        losing: Losing,
+        is_known: &dyn Fn() -> bool,
+    ) -> Result<Option<(Option<Step>, Losing)>> {
+        let Some(loss) = &self.loss else {
+            return Ok(Some((self.step_of(strategy, false), Losing::Nothing)));
+        };
+        if loss.kept_below() > 0 {
+            self.collect_kept(loss, views)?;
+        }
+        let can_lose = losing != Losing::Nothing && loss.kept_below() == 0;
+        if can_lose && self.is_newest_ingested() {
+            // What is kept must serve all views that are open.
+            self.install_again()?;
+        }
+        let step = self.step_of(strategy, can_lose);
+        let losing = match &step {
+            Some(Step::Expire(..)) => Losing::All,
+            Some(_) if can_lose && loss.has_filter() => Losing::Filtered,
+            _ => Losing::Nothing,
+        };
+        let may_begin = losing == Losing::Nothing || is_known();
+        Ok(may_begin.then_some((step, losing)))
+    }
+
+    fn step_of(&self, strategy: Strategy, can_lose: bool) -> Option<Step> {
+        match strategy {
+            Strategy::Leveled { table_bytes, l0_runs } => {
+                Some(Step::Leveled { table_bytes, l0_runs })
+            }
+            Strategy::Everything { table_bytes } => Some(Step::Everything { table_bytes }),
+            Strategy::Fifo(limits) => self.fifo_step(limits, can_lose),
+            Strategy::Reap => self.reaping_step(),
+        }
+    }
+
+    fn run_step(&self, step: &Step, threshold: u64) -> lsm_tree::Result<()> {
+        use lsm_tree::compaction::{Leveled, MoveDown, PullDown};
+        let tree = &self.tree;
+        match step {
+            Step::Leveled { table_bytes, l0_runs } => {
+                let leveled = Leveled::default()
+                    .with_table_target_size(*table_bytes)
+                    .with_l0_threshold(*l0_runs);
+                tree.compact(Arc::new(leveled), threshold)?;
+            }
+            Step::Everything { table_bytes } => tree.major_compact(*table_bytes, threshold)?,
+            Step::Merge(from, to) => tree.compact(Arc::new(PullDown(*from, *to)), threshold)?,
+            Step::Move(from, to) => tree.compact(Arc::new(MoveDown(*from, *to)), threshold)?,
+            Step::Expire(_, Some((first, last))) => {
+                tree.drop_range(first.clone()..=last.clone())?;
+            }
+            Step::Expire(level, None) => {
+                tree.compact(Arc::new(PullDown(*level, LAST_LEVEL)), threshold)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody else installs meanwhile, where compactions can lose entries.
+    fn take_turn(&self) -> Option<filtering::Turn> {
+        let turn = self.loss.as_ref().map(|loss| loss.take_turn());
+        if turn.is_none() {
+            self.counter.set(0);
+        }
+        turn
+    }
+
+    /// Whether compactions can lose entries.
+    pub(crate) fn loses(&self) -> bool {
+        self.loss.is_some()
+    }
+
+    /// What filters did since the tree was opened.
+    pub(crate) fn lost(&self) -> Lost {
+        self.loss.as_ref().map(|loss| loss.lost()).unwrap_or_default()
     }
 
     /// Looks once at every blob file that a merge may rewrite.
@@ -440,7 +610,7 @@ impl Tree {
                 *live.entry(file.blob_file_id).or_default() += file.bytes;
             }
         }
-        for id in blobs::rewritable(&stale, &live) {
+        for id in self.rewriting.candidates(&stale, &live) {
             if version.blob_files.contains_key(id) && !walked.contains(&id) {
                 blobs::check_lengths(&files::blob(&self.dir, id))?;
                 walked.insert(id);
@@ -456,10 +626,74 @@ impl Tree {
             // lsm-tree syncs new blob files but not the directory that names them (12).
             files::sync_dir(&files::blobs(&self.dir))?;
         }
+        let _turn = self.loss.as_ref().map(|loss| loss.take_turn());
+        if self.loss.as_ref().is_some_and(|loss| loss.kept_below() > 0) {
+            return self.trim_history();
+        }
+        self.collect_below(COLLECT_ALL_BUT_NEWEST)
+    }
+
+    fn collect_below(&self, number: u64) -> Result<()> {
         let mut history = self.tree.get_version_history_lock();
-        let collected = history.maintenance(&self.dir, COLLECT_ALL_BUT_NEWEST);
+        let collected = history.maintenance(&self.dir, number);
         drop(history);
         collected.map_err(|e| wrap("remove old manifests of", &self.dir, e))
+    }
+
+    /// Of the super-versions that views do not reach only the newest stays, beside the old one that
+    /// they read. In a turn.
+    fn trim_history(&self) -> Result<()> {
+        let Some(loss) = &self.loss else { return Ok(()) };
+        if self.is_newest_ingested() {
+            // An ingest's own carries a higher number: views between the two need the one below it.
+            return Ok(());
+        }
+        let mut history = self.tree.get_version_history_lock();
+        if history.len() < 3 {
+            return Ok(());
+        }
+        let kept_below = loss.kept_below();
+        let (old, newest) =
+            (history.get_version_for_snapshot(kept_below), history.latest_version());
+        history.replace_latest_version(old);
+        history.append_version(newest);
+        // What lies before its new place goes.
+        let collected = history.maintenance(&self.dir, kept_below);
+        drop(history);
+        collected.map_err(|e| wrap("remove old manifests of", &self.dir, e))
+    }
+
+    /// Lets go of the super-version that was kept for views, if they are closed.
+    fn collect_kept(&self, loss: &Loss, views: &Views) -> Result<()> {
+        let _turn = loss.take_turn();
+        let kept_below = loss.kept_below();
+        let oldest = views.oldest().unwrap_or(u64::MAX).min(views.read_seqno());
+        if kept_below == 0 || oldest <= kept_below {
+            return Ok(());
+        }
+        // A read that has taken its number and not its super-version yet finds none: it starts again.
+        self.gc_floor.fetch_max(kept_below + 1, Ordering::AcqRel);
+        self.collect_below(kept_below + 1)?;
+        loss.forget_kept();
+        Ok(())
+    }
+
+    /// Lets go of what was kept for views that are closed, and was lost by a compaction.
+    pub(crate) fn release_kept(&self, views: &Views) -> Result<()> {
+        match &self.loss {
+            Some(loss) if loss.kept_below() > 0 => self.collect_kept(loss, views),
+            _ => Ok(()),
+        }
+    }
+
+    /// The keyspace is closed, and its views answer nothing any more: what was kept for them goes now,
+    /// and not when it may be another process's.
+    pub(crate) fn forget_views(&self) {
+        if let Some(loss) = &self.loss
+            && let Err(error) = self.collect_kept(loss, &Views::new(u64::MAX - 1))
+        {
+            tracing::warn!(%error, "old tables stay until the next open");
+        }
     }
 
     /// What tells one `current` from the next, without a descriptor: those may have run out.
@@ -547,6 +781,32 @@ pub(crate) enum Strategy {
     Leveled { table_bytes: u64, l0_runs: u8 },
     /// Everything into the last level.
     Everything { table_bytes: u64 },
+    /// The oldest goes.
+    Fifo(Limits),
+    /// Blob files to which nothing refers go.
+    Reap,
+}
+
+/// One call of lsm-tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Leveled {
+        table_bytes: u64,
+        l0_runs: u8,
+    },
+    Everything {
+        table_bytes: u64,
+    },
+    /// All of two levels into the second one.
+    Merge(u8, u8),
+    /// All of a level into another one, where it overlaps nothing.
+    Move(u8, u8),
+    /// A level, below which there is nothing, ends: unread, if it has the keys between two to itself.
+    Expire(u8, Option<(Slice, Slice)>),
+}
+
+fn is_filter_failure(error: &Error) -> bool {
+    matches!(error, Error::FilterFailed { .. })
 }
 
 impl Drop for Tree {
@@ -577,14 +837,16 @@ fn configure(
         Compression::None => CompressionPolicy::disabled(),
         Compression::Lz4 => CompressionPolicy::new([CompressionType::None, CompressionType::Lz4]),
     };
-    let values = match options.compression {
+    let values = match options.values_compression() {
         Compression::None => CompressionType::None,
         Compression::Lz4 => CompressionType::Lz4,
     };
     let separation = options.separate_values_from.map(|bytes| {
         KvSeparationOptions::default()
             .separation_threshold(bytes)
-            .file_target_size(options.table_bytes)
+            .file_target_size(options.blob_file_bytes())
+            .staleness_threshold(options.blob_staleness_threshold)
+            .age_cutoff(options.blob_age_cutoff)
             .compression(values)
     });
     lsm_tree::Config::new(dir, counter, SequenceNumberCounter::default())
@@ -599,6 +861,10 @@ fn configure(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(dir: &Path, options: &PartitionOptions) -> Tree {
+        Tree::open(dir, 1, "p", options, &Shared::new(1 << 20, Filters::default())).unwrap()
+    }
 
     fn no_descriptors() -> Error {
         let errno = rustix::io::Errno::MFILE.raw_os_error();
@@ -618,8 +884,7 @@ mod tests {
     #[test]
     fn an_install_that_failed_behind_its_rename_is_never_tried_again() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::open(dir.path(), 1, &PartitionOptions::default(), &Shared::new(1 << 20));
-        let tree = tree.unwrap();
+        let tree = open(dir.path(), &PartitionOptions::default());
         let before = tree.current_file();
         assert_eq!(tree.decide(before, no_descriptors()).kind(), ErrorKind::Retry);
         // As lsm-tree does it: what follows the rename has failed.
@@ -642,19 +907,22 @@ mod tests {
         for key in keys {
             *seqno += 1;
             let value = vec![*seqno as u8; 2_000];
-            let _ = tree.apply(Slice::from(key.to_be_bytes()), Some(Slice::from(value)), *seqno);
+            let _ =
+                tree.apply(Slice::from(key.to_be_bytes()), Update::Put(Slice::from(value)), *seqno);
         }
         tree.rotate();
         tree.flush(&tree.lock_flushing(), *seqno + 1).unwrap();
     }
 
     fn compact_everything(tree: &Tree, seqno: u64) -> Result<Compacted> {
-        tree.compact(&Views::new(seqno), Strategy::Everything { table_bytes: 1 << 20 })
+        let (views, strategy) =
+            (Arc::new(Views::new(seqno)), Strategy::Everything { table_bytes: 1 << 20 });
+        tree.compact(&views, strategy, Losing::Nothing, &|| true)
     }
 
     fn separating_tree(dir: &Path) -> Tree {
         let options = PartitionOptions::default().separate_values_from(Some(1_000));
-        Tree::open(dir, 1, &options, &Shared::new(1 << 20)).unwrap()
+        open(dir, &options)
     }
 
     fn blob_ids(tree: &Tree) -> BTreeSet<u64> {
@@ -682,6 +950,30 @@ mod tests {
             rewritten += gone.len();
         }
         assert!(rewritten >= 4, "{rewritten} files were rewritten");
+    }
+
+    /// All of it stays in the first level, which lsm-tree counts in a byte.
+    #[test]
+    fn a_fifo_empties_its_first_level_far_from_the_limit_of_the_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo =
+            crate::options::CompactionStrategy::Fifo { limit_bytes: None, ttl_secs: Some(1 << 30) };
+        let tree = open(dir.path(), &PartitionOptions::default().compaction_strategy(fifo));
+        let limits = Limits { bytes: None, age: Some(Duration::from_secs(1 << 30)), runs: 16 };
+        let mut seqno = 1;
+        for round in 0..300 {
+            flush_values(&tree, [round % 7, 100 + round].into_iter(), &mut seqno);
+            let views = Arc::new(Views::new(seqno));
+            while tree.compact(&views, Strategy::Fifo(limits), Losing::Filtered, &|| true).unwrap()
+                == Compacted::Something
+            {}
+            assert!(tree.l0_runs() <= 16, "{}", tree.l0_runs());
+        }
+        for key in 100..400_u32 {
+            assert!(tree.get(&key.to_be_bytes(), seqno + 1).unwrap().is_some(), "{key}");
+        }
+        let newest = tree.get(&(299 % 7_u32).to_be_bytes(), seqno + 1).unwrap().unwrap();
+        assert_eq!(newest[0], (seqno - 1) as u8);
     }
 
     #[test]

@@ -19,13 +19,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::planted::{Bug, is_planted};
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering, yield_now};
 
 #[derive(Debug, Default)]
 pub(crate) struct Views {
     visible: AtomicU64,
-    /// Open views by their read seqno.
-    open: Mutex<BTreeMap<u64, usize>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// Views by their read seqno.
+    views: BTreeMap<u64, usize>,
+    /// While there are any, no view opens.
+    holds: usize,
 }
 
 impl Views {
@@ -50,16 +57,29 @@ impl Views {
     }
 
     pub(crate) fn open(self: &Arc<Self>) -> View {
-        let mut open = self.open.lock();
-        let read_seqno = self.read_seqno();
-        *open.entry(read_seqno).or_insert(0) += 1;
-        View { views: Arc::clone(self), read_seqno }
+        loop {
+            let mut open = self.open.lock();
+            if open.holds == 0 {
+                let read_seqno = self.read_seqno();
+                *open.views.entry(read_seqno).or_insert(0) += 1;
+                return View { views: Arc::clone(self), read_seqno };
+            }
+            drop(open);
+            yield_now();
+        }
+    }
+
+    /// Lets no view open until the guard goes, which must be soon: while something is installed that
+    /// views must not see happen.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.open.lock().holds += 1;
+        Hold(Arc::clone(self))
     }
 
     /// The threshold for a merge whose inputs hold nothing newer than `newest`.
     pub(crate) fn merge_threshold(&self, newest: u64) -> u64 {
         let open = self.open.lock();
-        match open.first_key_value() {
+        match open.views.first_key_value() {
             Some((&oldest, _)) if oldest <= newest && !is_planted(Bug::SnapshotsForgotten) => 0,
             _ => newest + 1,
         }
@@ -67,11 +87,26 @@ impl Views {
 
     /// The read seqno of the oldest open view.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        self.open.lock().first_key_value().map(|(&seqno, _)| seqno)
+        self.open.lock().views.first_key_value().map(|(&seqno, _)| seqno)
+    }
+
+    /// The read seqno of the newest open view.
+    pub(crate) fn newest(&self) -> Option<u64> {
+        self.open.lock().views.last_key_value().map(|(&seqno, _)| seqno)
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.open.lock().values().sum()
+        self.open.lock().views.values().sum()
+    }
+}
+
+/// Keeps views from opening.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Views>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.open.lock().holds -= 1;
     }
 }
 
@@ -91,10 +126,10 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         let mut open = self.views.open.lock();
-        if let Some(count) = open.get_mut(&self.read_seqno) {
+        if let Some(count) = open.views.get_mut(&self.read_seqno) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.read_seqno);
+                open.views.remove(&self.read_seqno);
             }
         }
     }
@@ -103,6 +138,21 @@ impl Drop for View {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_view_waits_while_something_is_installed() {
+        let views = Arc::new(Views::new(10));
+        let hold = views.hold();
+        let opening = std::thread::spawn({
+            let views = Arc::clone(&views);
+            move || views.open().read_seqno()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert_eq!(views.count(), 0);
+        views.publish(11);
+        drop(hold);
+        assert_eq!(opening.join().unwrap(), 12);
+    }
 
     #[test]
     fn a_merge_drops_nothing_while_an_older_view_is_open() {

@@ -12,8 +12,33 @@ pub enum Opened {
     Transactional(TxKeyspace),
 }
 
-/// One change: no value for a removal.
-pub type Change = (Partition, Vec<u8>, Option<Vec<u8>>);
+/// One change.
+pub type Change = (Partition, Vec<u8>, Edit);
+
+/// What becomes of a key.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    Insert(Vec<u8>),
+    Remove,
+    /// It was inserted once.
+    RemoveWeak,
+}
+
+impl Edit {
+    /// The value that it leaves.
+    pub fn into_value(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Insert(value) => Some(value),
+            Self::Remove | Self::RemoveWeak => None,
+        }
+    }
+}
+
+impl From<Option<Vec<u8>>> for Edit {
+    fn from(value: Option<Vec<u8>>) -> Self {
+        value.map_or(Self::Remove, Self::Insert)
+    }
+}
 
 impl Deref for Opened {
     type Target = Keyspace;
@@ -70,10 +95,11 @@ fn commit_batch(
     durability: Option<Durability>,
 ) -> Result<u64> {
     let mut batch = keyspace.batch();
-    for (partition, key, value) in changes {
-        match value {
-            Some(value) => batch.insert(partition, key.clone(), value.clone()),
-            None => batch.remove(partition, key.clone()),
+    for (partition, key, edit) in changes {
+        match edit {
+            Edit::Insert(value) => batch.insert(partition, key.clone(), value.clone()),
+            Edit::Remove => batch.remove(partition, key.clone()),
+            Edit::RemoveWeak => batch.remove_weak(partition, key.clone()),
         };
     }
     if let Some(durability) = durability {
@@ -88,12 +114,13 @@ fn commit_transaction(
     durability: Option<Durability>,
 ) -> Result<u64> {
     let mut tx = keyspace.write_tx()?;
-    for (partition, key, value) in changes {
+    for (partition, key, edit) in changes {
         // What it finds does not matter, nor whether the disk lets it: that it is noted does.
         let _ = tx.get(partition, key);
-        match value {
-            Some(value) => tx.insert(partition, key.clone(), value.clone())?,
-            None => tx.remove(partition, key.clone())?,
+        match edit {
+            Edit::Insert(value) => tx.insert(partition, key.clone(), value.clone())?,
+            Edit::Remove => tx.remove(partition, key.clone())?,
+            Edit::RemoveWeak => tx.remove_weak(partition, key.clone())?,
         }
     }
     if let Some(durability) = durability {

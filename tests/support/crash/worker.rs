@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use esker::{Durability, ErrorKind, Keyspace, Partition, Result, Transfer};
 
-use super::opened::{Change, Opened};
+use super::opened::{Change, Edit, Opened};
 use super::said::Line;
 use super::script::{self, FLEETING, NAMES, Shape};
 use crate::chaos::Rng;
@@ -356,14 +356,14 @@ impl Writer<'_> {
         let (key, value) = (script::key(self.number, count), script::value(self.number, count));
         for partition in self.lasting {
             if partition.name() == script::home(count) {
-                changes.push((partition.clone(), key.clone(), Some(value.clone())));
+                changes.push((partition.clone(), key.clone(), Edit::Insert(value.clone())));
             }
-            let last = Some(script::last_value(count));
+            let last = Edit::Insert(script::last_value(count));
             changes.push((partition.clone(), script::last_key(self.number), last));
         }
         if self.number == 0 {
             let fleeting = script::partition(self.keyspace, FLEETING)?;
-            changes.push((fleeting, key, Some(value)));
+            changes.push((fleeting, key, Edit::Insert(value)));
         }
         Ok(changes)
     }

@@ -23,6 +23,20 @@ fn prepare<'a>(keyspace: &'a Keyspace, taking: Taking) -> CheckpointBuilder<'a> 
     builder.flush_first(taking.flush_first).verify(taking.verify)
 }
 
+/// Whether this module plays it.
+pub(super) fn takes_copies(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Checkpoint(_)
+            | Operation::CheckpointOfSome { .. }
+            | Operation::CheckpointBesideAWriter(..)
+            | Operation::CompareKept(_)
+            | Operation::WriteToKept(_)
+            | Operation::ColdCopy { .. }
+            | Operation::CopyACheckpoint(_)
+    )
+}
+
 impl Machine {
     pub(super) fn on_copies(&mut self, operation: &Operation) {
         match *operation {

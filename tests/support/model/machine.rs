@@ -14,6 +14,7 @@ use super::operation::{At, Edge, Key, Operation, Read, Value};
 use super::oracle::{Frozen, assert_same};
 use super::reads::{self, Pair, Reader, Seen};
 use super::settings::Settings;
+use super::{copies, losing};
 use crate::chaos::{self, Rng};
 use crate::store::Entries;
 
@@ -174,13 +175,8 @@ impl Machine {
             | Operation::Statistics
             | Operation::Listing
             | Operation::RefusedArguments(_) => self.on_structure(operation),
-            Operation::Checkpoint(_)
-            | Operation::CheckpointOfSome { .. }
-            | Operation::CheckpointBesideAWriter(..)
-            | Operation::CompareKept(_)
-            | Operation::WriteToKept(_)
-            | Operation::ColdCopy { .. }
-            | Operation::CopyACheckpoint(_) => {
+            _ if losing::takes_away(operation) => self.on_losing(operation),
+            _ if copies::takes_copies(operation) => {
                 self.on_copies(operation);
                 true
             }
@@ -264,7 +260,7 @@ impl Machine {
 
     pub(super) fn config(&self) -> Config {
         // Crash images copy the journal: it stays small unless the settings say otherwise.
-        (self.config)(Config::new(self.path()).journal_segment_bytes(1 << 20))
+        losing::with_filters((self.config)(Config::new(self.path()).journal_segment_bytes(1 << 20)))
     }
 
     /// The name of a partition that may not be there.
@@ -315,6 +311,11 @@ impl Machine {
         let stamped = len.min(stamp.len());
         bytes[..stamped].copy_from_slice(&stamp[..stamped]);
         bytes
+    }
+
+    /// How many values there were.
+    pub(super) fn numbered(&self) -> u64 {
+        self.values
     }
 
     /// A path that does not exist, for a checkpoint or copy.

@@ -6,6 +6,7 @@
 
 mod copies;
 mod lives;
+mod losing;
 mod machine;
 mod operation;
 mod oracle;

@@ -1,6 +1,6 @@
 //! The sets of options that the model is played with.
 
-use esker::{Compression, Config, Durability, PartitionOptions};
+use esker::{CompactionStrategy, Compression, Config, Durability, PartitionOptions};
 
 /// How a keyspace is opened, and how its partitions are created.
 pub struct Settings {
@@ -24,7 +24,7 @@ fn small(config: Config, memtable_bytes: u64) -> Config {
 }
 
 /// One test for each.
-pub const SETTINGS: [Settings; 16] = [
+pub const SETTINGS: [Settings; 19] = [
     Settings {
         name: "default",
         config: |c| c.journal_segment_bytes(1 << 20).defer_after_changes(20),
@@ -99,6 +99,43 @@ pub const SETTINGS: [Settings; 16] = [
         name: "narrow_write_buffer",
         config: |c| small(c, 2048).write_buffer_bytes_max(2048).worker_threads(2),
         options: || tiny().separate_values_from(Some(32)).l0_runs(1),
+    },
+    Settings {
+        name: "blob_files_rewritten_early",
+        config: |c| small(c, 2048),
+        options: || {
+            tiny()
+                .separate_values_from(Some(24))
+                .blob_file_target_bytes(4096)
+                .blob_compression(Compression::None)
+                .blob_staleness_threshold(0.01)
+                .blob_age_cutoff(1.0)
+                .l0_runs(2)
+        },
+    },
+    Settings {
+        name: "blob_files_rewritten_late",
+        config: |c| small(c, 2048),
+        options: || {
+            tiny()
+                .separate_values_from(Some(1))
+                .blob_file_target_bytes(64 << 10)
+                .blob_staleness_threshold(1.0)
+                .blob_age_cutoff(0.5)
+                .compression(Compression::None)
+                .blob_compression(Compression::Lz4)
+                .l0_runs(1)
+        },
+    },
+    Settings {
+        name: "first_in_and_never_out",
+        config: |c| small(c, 1024),
+        options: || {
+            tiny().l0_runs(1).compaction_strategy(CompactionStrategy::Fifo {
+                limit_bytes: Some(1 << 40),
+                ttl_secs: Some(1 << 30),
+            })
+        },
     },
     Settings {
         name: "a_table_for_each_memtable",

@@ -44,8 +44,7 @@ impl Machine {
             }
             Operation::OpenWithOtherOptions(at, number) => {
                 let name = self.ensure(at);
-                let opened = self.keyspace().partition(name, other_options(number)).expect("open");
-                assert_eq!(opened.options(), self.model[name].options, "options stay");
+                self.open_with_other_options(name, number);
             }
             Operation::Clear(at) => self.clear(at),
             Operation::DropPartition(at) => return self.drop_partition(self.name(at)),
@@ -61,6 +60,26 @@ impl Machine {
             _ => unreachable!("{operation:?} is no operation on partitions"),
         }
         true
+    }
+
+    /// What contradicts the stored options is refused by name, and what does not is not.
+    fn open_with_other_options(&self, name: &str, number: u8) {
+        let stored = &self.model[name].options;
+        let open = |options| self.keyspace().partition(name, options);
+        for options in [PartitionOptions::default(), stored.clone(), other_options(number)] {
+            match open(options.clone()) {
+                Ok(opened) => assert_eq!(opened.options(), *stored, "options stay"),
+                Err(error) => {
+                    assert!(is_invalid(&error) && options != *stored, "{error}");
+                    assert_ne!(options, PartitionOptions::default(), "nothing was set: {error}");
+                }
+            }
+        }
+        // No set of options has such blocks.
+        let contradicting = open(PartitionOptions::default().block_bytes(2048));
+        let by_name = |e: &Error| is_invalid(e) && e.to_string().contains("block_bytes is ");
+        refused(contradicting, "other blocks than the partition has", by_name);
+        assert_eq!(self.handle(name).options(), *stored, "options stay");
     }
 
     fn flush(&self) {

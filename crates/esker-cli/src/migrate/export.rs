@@ -21,7 +21,7 @@ pub fn run(source: &Path, target: &Path, how: &How, console: Console) -> Outcome
     let flushed = flushed_copy(source, &copied, Transfer::Auto)?;
     bar.say("linking");
     let database = workspace.path().join("database");
-    let made = build_database(&database, &flushed.trees, how.transfer())?;
+    let made = build_database(&database, &flushed.trees, how.transfer(), &mut report)?;
     check(&database, &flushed.trees)?;
     if how.verify {
         bar.say("comparing");
@@ -41,11 +41,17 @@ pub fn run(source: &Path, target: &Path, how: &How, console: Console) -> Outcome
 
 /// Lets fjall make an empty database with the options of these trees, and puts the trees into the places
 /// of its own; returns where they are.
-fn build_database(path: &Path, trees: &[ClosedTree], transfer: Transfer) -> Outcome<Vec<PathBuf>> {
+fn build_database(
+    path: &Path,
+    trees: &[ClosedTree],
+    transfer: Transfer,
+    report: &mut Report<'_>,
+) -> Outcome<Vec<PathBuf>> {
     let database = database::open(path)?;
     let mut places = Vec::new();
     for tree in trees {
-        let options = options::of_keyspace(&tree.options)?;
+        let (options, notes) = options::of_keyspace(&tree.options)?;
+        report.note(&tree.name, notes);
         let keyspace = database::keyspace(&database, path, &tree.name, options)?;
         places.push(keyspace.path().to_path_buf());
     }

@@ -22,6 +22,7 @@ const CREATE: u8 = 4;
 const DROP: u8 = 5;
 const PUT_LZ4: u8 = 6;
 const INGEST: u8 = 7;
+const DELETE_WEAK: u8 = 8;
 
 /// One change, as replay sees it.
 #[derive(Debug, PartialEq)]
@@ -32,6 +33,10 @@ pub(crate) enum Item<'a> {
         value: Value<'a>,
     },
     Delete {
+        partition: u32,
+        key: &'a [u8],
+    },
+    DeleteWeak {
         partition: u32,
         key: &'a [u8],
     },
@@ -137,7 +142,15 @@ pub(crate) fn put(out: &mut Vec<u8>, partition: u32, key: &[u8], value: &[u8]) {
 }
 
 pub(crate) fn delete(out: &mut Vec<u8>, partition: u32, key: &[u8]) {
-    out.put_u8(DELETE);
+    removal(out, DELETE, partition, key);
+}
+
+pub(crate) fn delete_weak(out: &mut Vec<u8>, partition: u32, key: &[u8]) {
+    removal(out, DELETE_WEAK, partition, key);
+}
+
+fn removal(out: &mut Vec<u8>, kind: u8, partition: u32, key: &[u8]) {
+    out.put_u8(kind);
     out.put_u32(partition);
     out.put_u16(key.len() as u16);
     out.put(key);
@@ -193,9 +206,14 @@ impl<'a> Items<'a> {
                     if kind == PUT { Value::Plain(bytes) } else { Value::Lz4 { len, bytes } };
                 Item::Put { partition, key, value }
             }
-            DELETE => {
+            DELETE | DELETE_WEAK => {
                 let key_len = self.input.u16()? as usize;
-                Item::Delete { partition, key: self.input.bytes(key_len)? }
+                let key = self.input.bytes(key_len)?;
+                if kind == DELETE {
+                    Item::Delete { partition, key }
+                } else {
+                    Item::DeleteWeak { partition, key }
+                }
             }
             CLEAR => Item::Clear { partition },
             DROP => Item::Drop { partition },
@@ -241,21 +259,23 @@ mod tests {
         put(&mut payload, 1, b"key", b"value");
         put(&mut payload, 1, b"large", &large);
         delete(&mut payload, 2, b"gone");
+        delete_weak(&mut payload, 2, b"once");
         payload.extend(clear(3));
         payload.extend(create(4, "name"));
         payload.extend(drop_partition(5));
         payload.extend(ingest(6));
-        let items: Vec<_> = Items::new(&payload, 7).map(Result::unwrap).collect();
-        assert_eq!(items.len(), 7);
+        let items: Vec<_> = Items::new(&payload, 8).map(Result::unwrap).collect();
+        assert_eq!(items.len(), 8);
         let Item::Put { value: value @ Value::Lz4 { len: 20_000, .. }, .. } = &items[1] else {
             panic!("{:?}", items[1]);
         };
         assert_eq!(value.bytes().unwrap(), large);
-        assert_eq!(items[4], Item::Create { partition: 4, name: "name" });
+        assert_eq!(items[3], Item::DeleteWeak { partition: 2, key: b"once" });
+        assert_eq!(items[5], Item::Create { partition: 4, name: "name" });
         for cut in 0..payload.len() {
-            assert!(Items::new(&payload[..cut], 7).any(|item| item.is_err()), "cut at {cut}");
+            assert!(Items::new(&payload[..cut], 8).any(|item| item.is_err()), "cut at {cut}");
         }
-        assert!(Items::new(&payload, 6).any(|item| item.is_err()), "bytes left over");
+        assert!(Items::new(&payload, 7).any(|item| item.is_err()), "bytes left over");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A transaction that can write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::iter::{Iter, count};
 use crate::partition::{Partition, PartitionCore, owned_bounds};
 use crate::snapshot::Snapshot;
-use crate::tree::{Bounds, Slice, prefix_bounds};
+use crate::tree::{Bounds, Slice, Update, prefix_bounds};
 
 /// Reads of one moment and changes that happen together, or not at all: at [`WriteTx::commit`], or
 /// never if the transaction is dropped.
@@ -69,6 +69,8 @@ struct Changed {
     core: Arc<PartitionCore>,
     /// Iterators that look at them as they were share them.
     own: Arc<Own>,
+    /// Those of the removals that are weak.
+    weak: BTreeSet<Slice>,
 }
 
 /// What a partition without changes of this transaction has.
@@ -284,6 +286,20 @@ impl WriteTx {
         self.change(partition, key.into(), None)
     }
 
+    /// Removes `key`, which was inserted at most once; see [`Partition::remove_weak`].
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTx::insert`].
+    pub fn remove_weak(&mut self, partition: &Partition, key: impl Into<Slice>) -> Result<()> {
+        let key = key.into();
+        self.change(partition, key.clone(), None)?;
+        if let Some(changed) = self.changed.get_mut(&partition.core.id) {
+            changed.weak.insert(key);
+        }
+        Ok(())
+    }
+
     /// Removes `key` and returns the value that it had.
     ///
     /// # Errors
@@ -337,8 +353,12 @@ impl WriteTx {
             return Err(refused);
         }
         let mut changes = Changes::new();
-        for Changed { core, own } in self.changed.into_values() {
-            let change = |(key, value)| Change { core: Arc::clone(&core), key, value };
+        for Changed { core, own, weak } in self.changed.into_values() {
+            let change = |(key, value)| {
+                let is_weak = weak.contains(&key);
+                let value = if is_weak { Update::RemoveWeak } else { Update::from(value) };
+                Change { core: Arc::clone(&core), key, value }
+            };
             changes.extend(Arc::unwrap_or_clone(own).into_iter().map(change));
         }
         if changes.is_empty() {
@@ -388,8 +408,13 @@ impl WriteTx {
             self.refused.get_or_insert_with(|| error.clone());
             return Err(error);
         }
-        let unchanged = || Changed { core: Arc::clone(&partition.core), own: Arc::default() };
+        let unchanged = || Changed {
+            core: Arc::clone(&partition.core),
+            own: Arc::default(),
+            weak: BTreeSet::new(),
+        };
         let changed = self.changed.entry(partition.core.id).or_insert_with(unchanged);
+        changed.weak.remove(&key);
         Arc::make_mut(&mut changed.own).insert(key, value);
         Ok(())
     }

@@ -17,6 +17,7 @@ use lsm_tree::DescriptorTable;
 
 use crate::error::{Error, IoContext, Result};
 use crate::files;
+use crate::options::PartitionOptions;
 
 /// docs/format.md: the header of a blob, and where the length is in it.
 const HEADER_LEN: usize = 38;
@@ -26,11 +27,8 @@ const STORED_LEN_AT: usize = 34;
 const MAGIC: &[u8] = b"BLOB";
 /// What comes behind the last blob.
 const END_MAGIC: &[u8] = b"META";
-/// lsm-tree rewrites a file from a stale share of a quarter on; it divides with few digits.
-const STALE_FILES: u64 = 5;
-/// And of the files that a merge could rewrite, the oldest quarter, rounded down: never one that has
-/// fewer newer ones beside it than this.
-const NEWER_FILES: usize = 3;
+/// lsm-tree divides with few digits: what is a little less stale than asked for counts as well.
+const ENOUGH: f64 = 0.8;
 
 /// Where an entry of a table says that its value is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -118,13 +116,38 @@ pub(super) fn stale_bytes(account: &[u8]) -> BTreeMap<u64, u64> {
     files.map(|file| (number(file), number(&file[12..]))).collect()
 }
 
-/// The files that some merge may rewrite, by what is stale in them and what tables refer to.
-pub(super) fn rewritable(stale: &BTreeMap<u64, u64>, live: &BTreeMap<u64, u64>) -> Vec<u64> {
-    let live = |file| live.get(file).copied().unwrap_or_default();
-    let files = stale.iter().filter(|&(file, &bytes)| bytes * STALE_FILES >= bytes + live(file));
-    let mut files: Vec<_> = files.map(|(&file, _)| file).collect();
-    files.truncate(files.len().saturating_sub(NEWER_FILES));
-    files
+/// Which files lsm-tree may rewrite.
+pub(super) struct Rewriting {
+    /// From this stale share on.
+    staleness: f64,
+    /// Of the files that a merge could rewrite it takes the oldest share, rounded down: never one that
+    /// has fewer newer ones beside it than this.
+    newer_files: usize,
+}
+
+impl Rewriting {
+    pub(super) fn of(options: &PartitionOptions) -> Self {
+        let files = 1.0 / f64::from(options.blob_age_cutoff) - 0.01;
+        // No share of any number of files: more than there can be.
+        let files = if files.is_finite() { files.ceil() as usize } else { usize::MAX };
+        let newer_files = files.saturating_sub(1);
+        Self { staleness: f64::from(options.blob_staleness_threshold) * ENOUGH, newer_files }
+    }
+
+    /// The files that some merge may rewrite, by what is stale in them and what tables refer to.
+    pub(super) fn candidates(
+        &self,
+        stale: &BTreeMap<u64, u64>,
+        live: &BTreeMap<u64, u64>,
+    ) -> Vec<u64> {
+        let live = |file| live.get(file).copied().unwrap_or_default();
+        let enough =
+            |file, bytes: u64| bytes as f64 >= (bytes + live(file)) as f64 * self.staleness;
+        let files = stale.iter().filter(|&(file, &bytes)| enough(file, bytes));
+        let mut files: Vec<_> = files.map(|(&file, _)| file).collect();
+        files.truncate(files.len().saturating_sub(self.newer_files));
+        files
+    }
 }
 
 /// Walks through a blob file from header to header.
@@ -200,14 +223,33 @@ mod tests {
 
     #[test]
     fn a_merge_may_rewrite_stale_files_with_three_newer_ones_beside_them() {
+        let candidates = |stale: &_, live: &_| {
+            Rewriting::of(&PartitionOptions::default()).candidates(stale, live)
+        };
         let stale = |files: &[(u64, u64)]| files.iter().copied().collect::<BTreeMap<_, _>>();
         let live = stale(&[(1, 75), (2, 81), (3, 10), (4, 0), (5, 75), (7, 75)]);
         let four = stale(&[(1, 25), (2, 19), (3, 10), (4, 1), (5, 25)]);
-        assert_eq!(rewritable(&four, &live), [1]);
+        assert_eq!(candidates(&four, &live), [1]);
         let three = stale(&[(1, 25), (2, 19), (3, 10), (4, 1)]);
-        assert!(rewritable(&three, &live).is_empty());
+        assert!(candidates(&three, &live).is_empty());
         let five = stale(&[(1, 25), (2, 50), (3, 10), (5, 25), (7, 25)]);
-        assert_eq!(rewritable(&five, &live), [1, 2]);
+        assert_eq!(candidates(&five, &live), [1, 2]);
+    }
+
+    #[test]
+    fn how_many_newer_files_there_must_be_follows_from_the_age() {
+        let newer = |cutoff| {
+            let options = PartitionOptions::default().blob_age_cutoff(cutoff);
+            Rewriting::of(&options).newer_files
+        };
+        // So many of so many files does lsm-tree take: `(len as f32 * cutoff) as usize`.
+        for percent in 1..=100u16 {
+            let cutoff = f32::from(percent) / 100.0;
+            let least = (1..=100u16).find(|len| f32::from(*len) * cutoff >= 1.0).unwrap();
+            assert!(newer(cutoff) < usize::from(least), "{cutoff}: {least}");
+        }
+        assert_eq!((newer(1.0), newer(0.5), newer(0.25)), (0, 1, 3));
+        assert_eq!(newer(0.0), usize::MAX - 1);
     }
 
     #[test]

@@ -114,16 +114,28 @@ impl Tree {
         if self.tree.version_free_list_len() == 0 {
             return Ok(false);
         }
+        self.install_again()?;
+        Ok(true)
+    }
+
+    /// Whether the newest super-version has the number of an ingest. Views that are older than that
+    /// read the one beside it.
+    pub(super) fn is_newest_ingested(&self) -> bool {
+        self.tree.current_version().id() == self.ingested_version.load(Ordering::Acquire)
+    }
+
+    /// Installs what is installed, for whoever holds `flushing` and `compacting`.
+    pub(super) fn install_again(&self) -> Result<()> {
         self.check_decided()?;
         let current = self.current_file();
-        self.counter.set(0);
+        let turn = self.take_turn();
         // Installs the same tables again: no table has the empty key alone.
         let nothing = [] as [u8; 0];
         let installed =
             guarded("compact", &self.dir, || self.tree.drop_range(&nothing[..]..=&nothing[..]));
+        drop(turn);
         installed.map_err(|error| self.decide(current, error))?;
-        self.collect()?;
-        Ok(true)
+        self.collect()
     }
 
     pub(super) fn is_ingesting(&self) -> bool {
@@ -260,10 +272,13 @@ impl Ingestion<'_> {
         }
         let writer = self.writer.take().expect("it is installed once");
         let current = tree.current_file();
+        let turn = tree.take_turn();
         tree.counter.set(seqno);
         if let Err(error) = guarded("ingest into", &tree.dir, || writer.finish()) {
             return Outcome::Refused(tree.decide(current, error));
         }
+        tree.ingested_version.store(tree.tree.current_version().id(), Ordering::Release);
+        drop(turn);
         self.installed = true;
         Outcome::Installed(tree.collect())
     }

@@ -108,6 +108,18 @@ impl Tree {
         Some(Packed { entries: Box::new(entries), lengths })
     }
 
+    /// Of what is installed.
+    pub(crate) fn version_id(&self) -> u64 {
+        self.tree.current_version().id()
+    }
+
+    /// Whether a table may hold keys in these bounds.
+    pub(crate) fn has_tables_in(&self, bounds: &(Bound<Slice>, Bound<Slice>)) -> bool {
+        let bounds = (bounds.0.as_ref().map(|key| &**key), bounds.1.as_ref().map(|key| &**key));
+        let version = self.tree.current_version();
+        version.iter_tables().any(|table| table.metadata.key_range.overlaps_with_bounds(&bounds))
+    }
+
     pub(crate) fn approximate_len(&self) -> usize {
         self.tree.approximate_len()
     }
@@ -118,6 +130,11 @@ impl Tree {
 
     pub(crate) fn blob_file_count(&self) -> usize {
         self.tree.blob_file_count()
+    }
+
+    /// Bytes in blob files to which no table refers any more.
+    pub(crate) fn stale_blob_bytes(&self) -> u64 {
+        self.tree.stale_blob_bytes()
     }
 
     pub(crate) fn disk_space(&self) -> u64 {

@@ -389,7 +389,7 @@ impl Program {
             let mut there = Vec::new();
             for (name, key, value) in &changes {
                 let Some(partition) = keyspace.open_partition(name)? else { continue };
-                there.push((partition, key.clone(), value.clone()));
+                there.push((partition, key.clone(), value.clone().into()));
             }
             keyspace.commit(&there, Some(mode), transaction)
         })?;

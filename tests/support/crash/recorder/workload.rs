@@ -7,17 +7,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use esker::{
-    Config, CopyOptions, Durability, Error, Keyspace, PartitionOptions, Transfer, cold_copy,
+    CompactionFilter, CompactionFilterFactory, CompactionStrategy, Config, CopyOptions, Durability,
+    Error, FilterContext, FilterItem, Keyspace, PartitionOptions, Transfer, Verdict, cold_copy,
 };
 
 use super::filesystem::acknowledge;
 use super::history::{Ack, Event, History};
 use crate::chaos::Rng;
-use crate::crash::opened::{self, Opened};
+use crate::crash::opened::{self, Edit, Opened};
 
 /// The keyspace in the root of the recording filesystem.
 pub const KEYSPACE: &str = "db";
@@ -35,12 +36,40 @@ pub fn config(path: &Path) -> Config {
         .cache_bytes(1 << 20)
         .worker_threads(2)
         .defer_after_changes(0)
+        .compaction_filters(|name| match name {
+            "alpha" | "beta" => Some(Arc::new(Same)),
+            _ => None,
+        })
 }
 
-/// Partition `name` separates large values if it is the second one.
+/// Partition `name` separates large values if it is the second one, whose blob files are rewritten as
+/// soon as anything in them is stale; the last one is a FIFO that never comes to its limits.
 pub fn options(name: &str) -> PartitionOptions {
     let options = PartitionOptions::default().block_bytes(512).table_bytes(4 << 10).l0_runs(2);
-    options.separate_values_from((name == NAMES[1]).then_some(150))
+    if name == NAMES[3] {
+        let (limit_bytes, ttl_secs) = (Some(1 << 40), Some(1 << 30));
+        return options.compaction_strategy(CompactionStrategy::Fifo { limit_bytes, ttl_secs });
+    }
+    options
+        .separate_values_from((name == NAMES[1]).then_some(150))
+        .blob_staleness_threshold(0.01)
+        .blob_age_cutoff(1.0)
+}
+
+/// A filter that replaces some values by the same: what it does can be lost, or done twice.
+struct Same;
+
+impl CompactionFilterFactory for Same {
+    fn make_filter(&self, _: &FilterContext) -> Box<dyn CompactionFilter> {
+        Box::new(Self)
+    }
+}
+
+impl CompactionFilter for Same {
+    fn filter_item(&mut self, item: &FilterItem<'_>, _: &FilterContext) -> esker::Result<Verdict> {
+        let some = item.key().last().is_some_and(|byte| byte.is_multiple_of(4));
+        if some { item.value().map(Verdict::ReplaceValue) } else { Ok(Verdict::Keep) }
+    }
 }
 
 /// One kind of run.
@@ -60,6 +89,7 @@ pub const WORKLOADS: &[Workload] = &[
     Workload { name: "partitions", threads: 2, run: partitions },
     Workload { name: "checkpoints", threads: 2, run: checkpoints },
     Workload { name: "ingests", threads: 2, run: ingests },
+    Workload { name: "blobs", threads: 2, run: blobs },
     Workload { name: "reopen", threads: 1, run: reopen },
 ];
 
@@ -71,6 +101,8 @@ pub struct Run {
     root: PathBuf,
     log: Mutex<Log>,
     copies: AtomicUsize,
+    /// Keys that were inserted, once and for all, and not removed yet.
+    once: Mutex<Vec<(&'static str, Vec<u8>)>>,
 }
 
 struct Log {
@@ -82,7 +114,7 @@ struct Log {
 impl Run {
     pub fn new(root: &Path, history: History) -> Self {
         let log = Mutex::new(Log { history, unplaced: Vec::new() });
-        Self { root: root.to_path_buf(), log, copies: AtomicUsize::new(0) }
+        Self { root: root.to_path_buf(), log, copies: AtomicUsize::new(0), once: Mutex::default() }
     }
 
     /// The complete history, when the run is over.
@@ -97,7 +129,7 @@ impl Run {
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.log)
     }
 
     fn ack(&self, ack: &Ack) {
@@ -132,8 +164,9 @@ impl Run {
             let Some(partition) = keyspace.open_partition(name).expect("look up") else { continue };
             let key = format!("key {:02}", rng.below(KEYS)).into_bytes();
             let value = if rng.one_in(4) { None } else { Some(value(rng)) };
-            changes.push((partition, key, value));
+            changes.push((partition, key, value.into()));
         }
+        let once = self.once(keyspace, rng, &mut changes);
         if changes.is_empty() {
             return;
         }
@@ -144,17 +177,44 @@ impl Run {
         };
         match keyspace.commit(&changes, Some(mode), rng.one_in(2)) {
             Ok(seqno) => {
-                let named = |(partition, key, value): opened::Change| {
-                    (partition.name().to_owned(), key, value)
+                let named = |(partition, key, edit): opened::Change| {
+                    (partition.name().to_owned(), key, edit.into_value())
                 };
                 let event = Event::Batch(changes.into_iter().map(named).collect());
                 let twice = self.log().history.events.insert(seqno, event);
                 assert!(twice.is_none(), "commit {seqno} was given away twice");
                 self.ack(&Ack::Commit { seqno, durable: mode != Durability::Buffer });
+                lock(&self.once).extend(once);
             }
             // Dropped since it was looked up: nothing of the changes was written.
             Err(Error::PartitionDropped { .. }) => {}
             Err(error) => panic!("a commit failed: {error}"),
+        }
+    }
+
+    /// Inserts a key that never was, or removes one of those weakly.
+    fn once(
+        &self,
+        keyspace: &Keyspace,
+        rng: &mut Rng,
+        changes: &mut Vec<opened::Change>,
+    ) -> Option<(&'static str, Vec<u8>)> {
+        let name = NAMES[rng.below(4) as usize];
+        match rng.below(8) {
+            0 => {
+                let partition = keyspace.open_partition(name).expect("look up")?;
+                let key = format!("once {:016x}", rng.bits()).into_bytes();
+                let value = value(rng);
+                changes.push((partition, key.clone(), Edit::Insert(value)));
+                Some((name, key))
+            }
+            1 => {
+                let (name, key) = lock(&self.once).pop()?;
+                let partition = keyspace.open_partition(name).expect("look up")?;
+                changes.push((partition, key, Edit::RemoveWeak));
+                None
+            }
+            _ => None,
         }
     }
 
@@ -195,6 +255,21 @@ impl Run {
             Err(Error::PartitionDropped { .. } | Error::PartitionCleared { .. }) => {}
             Err(error) => panic!("an ingest failed: {error}"),
         }
+    }
+
+    /// Sets one of a few keys to a value that is separated.
+    fn overwrite(&self, keyspace: &Keyspace, rng: &mut Rng) {
+        let name = NAMES[1];
+        let partition = keyspace.open_partition(name).expect("look up").expect("never dropped");
+        let key = format!("key {:02}", rng.below(12)).into_bytes();
+        let value = rng.bytes(200);
+        let mut batch = keyspace.batch();
+        batch.insert(&partition, key.clone(), value.clone());
+        let seqno = batch.commit().expect("a commit");
+        let changes = vec![(name.to_owned(), key, Some(value))];
+        let twice = self.log().history.events.insert(seqno, Event::Batch(changes));
+        assert!(twice.is_none(), "commit {seqno} was given away twice");
+        self.ack(&Ack::Commit { seqno, durable: false });
     }
 
     fn persist(&self, keyspace: &Keyspace, mode: Durability) {
@@ -285,6 +360,10 @@ impl Run {
             _ => self.commit(keyspace, rng),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Short, separated, or large enough to be compressed.
@@ -420,6 +499,32 @@ fn ingests(run: &Run, rng: &mut Rng) {
                 0 | 1 => run.compact(keyspace, rng),
                 2 => run.restructure(keyspace, NAMES[rng.below(4) as usize], rng),
                 _ => {}
+            }
+        }
+    });
+    run.close(keyspace);
+}
+
+/// Large values that are overwritten, so that merges move what is left of their files.
+fn blobs(run: &Run, rng: &mut Rng) {
+    let keyspace = run.open(rng);
+    run.create_missing(&keyspace, &NAMES[..2], rng);
+    std::thread::scope(|scope| {
+        let (keyspace, mut writer) = (&keyspace, Rng::new(rng.bits()));
+        scope.spawn(move || {
+            for _ in 0..40 {
+                run.commit(keyspace, &mut writer);
+            }
+        });
+        for _ in 0..12 {
+            for _ in 0..6 {
+                run.overwrite(keyspace, rng);
+            }
+            run.flush(keyspace);
+            let partition = keyspace.open_partition(NAMES[1]).expect("look up");
+            partition.expect("it is never dropped").compact().expect("compact");
+            if rng.one_in(6) {
+                run.checkpoint(keyspace, rng);
             }
         }
     });

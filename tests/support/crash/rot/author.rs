@@ -61,7 +61,14 @@ impl Shape {
                 .filter_bits_per_key(rng.below(3) as f32 * 5.0)
                 .table_bytes(4 << 10)
                 .l0_runs(1 + rng.below(4) as u8)
-                .separate_values_from(separate.then(|| 20 + rng.below(60) as u32));
+                .separate_values_from(separate.then(|| 20 + rng.below(60) as u32))
+                .blob_staleness_threshold(if rng.one_in(2) { 0.25 } else { 0.01 })
+                .blob_age_cutoff(if rng.one_in(2) { 0.25 } else { 1.0 });
+            let options = if rng.one_in(2) {
+                options
+            } else {
+                options.blob_compression(Compression::Lz4).blob_file_target_bytes(4 << 10)
+            };
             (format!("partition {number}"), options)
         };
         let partitions = (0..count).map(partition).collect();

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker::{Config, CopyOptions, Keyspace, PartitionOptions, cold_copy};
+use esker::{CompactionStrategy, Config, CopyOptions, Keyspace, PartitionOptions, cold_copy};
 use esker_tests::chaos::{self, Model, Rng};
 use esker_tests::files::{Fingerprint, copy_tree, entries, names};
 use esker_tests::mounts::Mount;
@@ -465,26 +465,33 @@ fn a_database_whose_process_died_is_replayed_by_fjall() {
 }
 
 #[test]
-fn what_fjall_would_expire_is_kept_and_said() {
+fn a_fifo_is_taken_over_with_its_limits_and_what_is_not_is_said() {
     let mut theirs = Theirs::new();
-    let fifo = KeyspaceCreateOptions::default().compaction_strategy(Arc::new(Fifo::new(1, None)));
-    let keyspace = theirs.keyspace("queue", fifo);
+    let with = |strategy| KeyspaceCreateOptions::default().compaction_strategy(strategy);
+    let fifo = theirs.keyspace("queue", with(Arc::new(Fifo::new(1 << 20, Some(9)))));
+    let ratios = Leveled::default().with_level_ratio_policy(vec![5.0]);
+    let steep = theirs.keyspace("steep", with(Arc::new(ratios)));
     for number in 0..40 {
-        keyspace.insert(format!("{number:02}"), "v").unwrap();
+        fifo.insert(format!("{number:02}"), "v").unwrap();
     }
-    drop(keyspace);
+    drop((fifo, steep));
     theirs.close();
     let target = theirs.beside("keyspace");
     let report = import(&theirs.path(), &target).report();
-    assert_eq!(open_content(&target)["queue"].len(), 40);
+    assert_eq!(open_content(&target)["queue"].len(), 40, "the copy ends nothing");
+    let keyspace = Config::new(&target).read_only(true).open().unwrap();
+    let limits = CompactionStrategy::Fifo { limit_bytes: Some(1 << 20), ttl_secs: Some(9) };
+    let expected = PartitionOptions::default().compaction_strategy(limits);
+    assert_eq!(keyspace.open_partition("queue").unwrap().unwrap().options(), expected);
+    drop(keyspace);
     let note = report["notes"][0].as_str().unwrap();
-    assert!(note.contains("queue") && note.contains("FifoCompaction"), "{note}");
+    assert!(note.contains("steep") && note.contains("ten times"), "{note}");
     let plain = run("import-fjall", &theirs.path(), &theirs.beside("again"), &[]);
     let lines: Vec<_> = plain.stdout.lines().map(|line| &line[..8]).collect();
     let expected =
         ["keyspace", "seqno   ", "total   ", "linked  ", "copied  ", "written ", "partitio"];
     assert_eq!(&lines[..7], expected, "{}", plain.stdout);
-    assert!(plain.stdout.contains("note        \"queue\": "), "{}", plain.stdout);
+    assert!(plain.stdout.contains("note        \"steep\": "), "{}", plain.stdout);
     let quiet = run("import-fjall", &theirs.path(), &theirs.beside("quiet"), &["--quiet"]);
     assert_eq!((quiet.code, quiet.stdout.as_str()), (Some(0), ""));
 }

@@ -137,7 +137,7 @@ fn options_of_separated_values_must_be_those_of_the_tree() {
     source.refuses(&whole, ErrorKind::FixInput, &["\"blobs\"", "separates values"]);
     let apart = with(&tables, tables.options.clone().separate_values_from(Some(9)));
     source.refuses(&apart, ErrorKind::FixInput, &["\"tables\"", "does not separate"]);
-    let raw = with(&blobs, blobs.options.clone().compression(Compression::None));
+    let raw = with(&blobs, blobs.options.clone().blob_compression(Compression::None));
     source.refuses(&raw, ErrorKind::FixInput, &["\"blobs\"", "compressed"]);
     // Of values in tables each block says it for itself.
     let raw = with(&tables, tables.options.clone().compression(Compression::None));

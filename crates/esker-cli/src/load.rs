@@ -44,7 +44,7 @@ const VALUE_BYTES_TOO_MANY: u64 = 1 << 32;
 /// --escaped, \xNN, \\, \t and \n are read as `esker scan` prints them.
 ///
 /// jsonl: one object a line, {"key": "…", "value": "…"}; key_hex and value_hex instead take bytes as
-/// hex digits. The first malformed line ends the load; the lines before it stay.
+/// hex digits. The first malformed line ends the load; the lines before it stay, but for --bulk.
 ///
 /// --bulk sorts everything by key, in files if there is much, and writes it past the journal straight
 /// into tables: many times faster for a large load, and one commit, which shows all of it at once or
@@ -120,7 +120,13 @@ pub fn run(args: &Args, console: Console) -> Outcome {
     let mut sink = Sink { target, bar: console.bytes("loading"), tally: Tally::default() };
     let outcome = load(args, &keyspace, console, &mut sink);
     let Sink { target, bar, mut tally } = sink;
-    let outcome = outcome.and_then(|()| target.finish(&keyspace, &bar, &mut tally));
+    let outcome = outcome.and_then(|()| match &tally.stopped {
+        // All at once, or nothing.
+        Some(reason) if args.bulk || args.sorted => {
+            Err(Failure::Failed(format!("{reason}; nothing was loaded")))
+        }
+        _ => target.finish(&keyspace, &bar, &mut tally),
+    });
     bar.clear();
     outcome.map_err(|failure| tally.partway(failure))?;
     keyspace.close()?;

@@ -15,6 +15,7 @@
 //!   `tree/ingest.rs`); a partition that was cleared or dropped meanwhile takes nothing.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -65,6 +66,8 @@ enum Answer {
 struct Line {
     orders: Sender<Order>,
     answers: Receiver<Answer>,
+    /// The directory of the tree.
+    dir: PathBuf,
 }
 
 impl Line {
@@ -77,21 +80,22 @@ impl Line {
         match self.answers.recv() {
             Ok(Answer::Failed(error)) => Err(error),
             Ok(answer) => Ok(answer),
-            Err(_) => Err(gone()),
+            Err(_) => Err(self.gone()),
         }
     }
 
     fn failure(&self) -> Error {
         match self.answers.try_recv() {
             Ok(Answer::Failed(error)) => error,
-            _ => gone(),
+            _ => self.gone(),
         }
     }
-}
 
-/// The writer's thread ended without an answer, which only a panic can do.
-fn gone() -> Error {
-    Error::InvalidInput("the thread that writes the tables of an ingest panicked".into())
+    /// The writer's thread ended without an answer, which only a panic can do.
+    fn gone(&self) -> Error {
+        let source = std::io::Error::other("the thread that does it panicked");
+        Error::io("write the tables of an ingest into", &self.dir, source)
+    }
 }
 
 /// What an ingest brought.
@@ -177,9 +181,9 @@ impl Partition {
                 .spawn(move || {
                     Writer { shared: &shared, core: &core, tree: &tree }.run(&inbox, &outbox);
                 })
-                .map_err(|e| Error::io("start a thread for", &shared_path(self), e))?
+                .map_err(|e| Error::io("start a thread for", self.keyspace.path(), e))?
         };
-        let line = Line { orders, answers };
+        let line = Line { orders, answers, dir: tree.dir().to_path_buf() };
         let ingest = Ingest {
             partition: self.clone(),
             tree,
@@ -195,10 +199,6 @@ impl Partition {
         // On an error `ingest` waits for the writer's end.
         line.receive().map(|_| ingest)
     }
-}
-
-fn shared_path(partition: &Partition) -> std::path::PathBuf {
-    partition.keyspace.path().to_path_buf()
 }
 
 impl Ingest {
@@ -441,7 +441,7 @@ impl Shared {
             let recorded = !tree.is_unrecorded();
             tree.set_unrecorded(true);
             line.send(Order::Install(seqno))?;
-            let Answer::Installed(outcome) = line.receive()? else { return Err(gone()) };
+            let Answer::Installed(outcome) = line.receive()? else { return Err(line.gone()) };
             if outcome.left_nothing() && recorded {
                 tree.set_unrecorded(false);
             }

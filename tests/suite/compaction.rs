@@ -227,6 +227,48 @@ fn a_snapshot_that_opens_while_a_filter_works_does_not_change() {
 }
 
 #[test]
+fn flushes_go_on_behind_a_loss_whose_views_are_closed() {
+    // A flush may have let go of what was kept for them, and the next ones must not look for it.
+    for _ in 0..20 {
+        let (store, rules) = filtered_store();
+        let p = store.partition("filtered");
+        fill_with_expired(&p);
+        store.keyspace().flush().unwrap();
+        let before = store.keyspace().snapshot();
+        rules.active.store(true, Ordering::SeqCst);
+        p.compact().unwrap();
+        assert_eq!(before.len(&p).unwrap(), 200);
+        drop(before);
+        p.insert("kept later", "v").unwrap();
+        store.keyspace().flush().unwrap();
+        let after = store.keyspace().snapshot();
+        for round in 0..4 {
+            p.insert(format!("kept later {round}"), "v").unwrap();
+            store.keyspace().flush().unwrap();
+            assert_eq!(after.len(&p).unwrap(), 101);
+        }
+        assert_eq!(p.len().unwrap(), 105);
+    }
+}
+
+#[test]
+fn a_time_to_live_without_end_is_one() {
+    let mut store = Store::new();
+    let options = fifo(Some(u64::MAX), Some(u64::MAX)).l0_runs(1);
+    for round in 0..2 {
+        let p = store.partition_with("queue", options.clone());
+        for number in 0..30 {
+            p.insert(format!("{round} {number}"), "v").unwrap();
+            store.keyspace().flush().unwrap();
+        }
+        p.compact().unwrap();
+        assert_eq!(p.len().unwrap(), 30 * (round + 1));
+        drop(p);
+        store.reopen();
+    }
+}
+
+#[test]
 fn readers_beside_a_filter_see_whole_states() {
     let (store, rules) = filtered_store();
     let p = store.partition("filtered");

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use esker::{
-    Config, Error, ErrorKind, Keyspace, Partition, PartitionOptions, TxKind, VerifyOptions, verify,
+    CompactionFilter, CompactionFilterFactory, Config, Error, ErrorKind, FilterContext, FilterItem,
+    Keyspace, Partition, PartitionOptions, TxKind, Verdict, VerifyOptions, verify,
 };
 use esker_tests::files::{crash_image, entries as names_in};
 use esker_tests::store::{Entries, entries};
@@ -254,6 +256,46 @@ fn what_is_flushed_and_merged_beside_an_ingest_outlives_its_end() {
 }
 
 #[test]
+fn ingested_values_are_merged_with_older_separated_ones_under_a_snapshot() {
+    // lsm-tree would give ingested values in blob files no number, look for them in the wrong order when
+    // both are moved, and panic.
+    let options = PartitionOptions::default()
+        .separate_values_from(Some(10))
+        .blob_staleness_threshold(0.01)
+        .blob_age_cutoff(1.0);
+    let store = Store::new();
+    let items = store.partition_with("items", options);
+    let value = |round: usize, number: usize| format!("{round} {number:03} {}", "x".repeat(200));
+    let mut snapshots = Vec::new();
+    for round in 0..6 {
+        let numbers = (0..100).filter(|number| round == 0 || number % (round + 1) == 0);
+        if round % 2 == 0 {
+            numbers.for_each(|n| items.insert(key(n), value(round, n)).unwrap());
+        } else {
+            let mut ingest = items.ingest().unwrap();
+            numbers.for_each(|n| ingest.insert(key(n), value(round, n)).unwrap());
+            ingest.finish().unwrap();
+        }
+        store.keyspace().flush().unwrap();
+        snapshots.push((store.keyspace().snapshot(), entries(&items)));
+        items.compact().unwrap();
+    }
+    while !snapshots.is_empty() {
+        for (snapshot, then) in &snapshots {
+            let now = snapshot.iter(&items).unwrap().map(|entry| {
+                let (key, value) = entry.unwrap();
+                (key.to_vec(), value.to_vec())
+            });
+            assert_eq!(&now.collect::<Entries>(), then);
+        }
+        snapshots.remove(0);
+        items.insert(key(1), value(9, snapshots.len())).unwrap();
+        items.compact().unwrap();
+    }
+    assert_eq!(items.len().unwrap(), 100);
+}
+
+#[test]
 fn a_crash_in_the_middle_of_an_ingest_leaves_nothing_of_it() {
     let mut store = Store::new();
     let items = store.partition("items");
@@ -497,4 +539,73 @@ fn a_full_disk_refuses_an_ingest_and_gives_the_space_back() {
     keyspace.close().unwrap();
     assert_sound(&path);
     drop(disk);
+}
+
+#[test]
+fn writers_and_checkpoints_go_on_while_an_ingest_waits_for_a_merge() {
+    // The merge is as long as its filter wants it to be.
+    let (begin, go_on) = (Arc::new(Barrier::new(2)), Arc::new(AtomicBool::new(false)));
+    let filter = Slow { begin: Arc::clone(&begin), go_on: Arc::clone(&go_on) };
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new(dir.path().join("db")).worker_threads(1);
+    let filter: Arc<dyn CompactionFilterFactory> = Arc::new(filter);
+    let keyspace = config
+        .compaction_filters(move |name| (name == "items").then(|| Arc::clone(&filter)))
+        .open()
+        .unwrap();
+    let items = keyspace.partition("items", PartitionOptions::default()).unwrap();
+    let others = keyspace.partition("others", PartitionOptions::default()).unwrap();
+    fill(&items, 10);
+    keyspace.flush().unwrap();
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| items.compact().unwrap());
+        begin.wait();
+        let loading = scope.spawn(|| load(&items, 0..1_000, "v"));
+        std::thread::sleep(Duration::from_millis(100));
+        // None of these can wait for the merge, which waits for this thread.
+        others.insert("a", "v").unwrap();
+        keyspace.partition("new", PartitionOptions::default()).unwrap();
+        others.clear().unwrap();
+        keyspace.backup_to(dir.path().join("backup")).unwrap();
+        assert!(!loading.is_finished() && !merging.is_finished());
+        go_on.store(true, Ordering::Relaxed);
+        merging.join().unwrap();
+        loading.join().unwrap();
+    });
+    assert_eq!(items.len().unwrap(), 1_000);
+    keyspace.close().unwrap();
+}
+
+/// Makes the first merge wait.
+struct Slow {
+    begin: Arc<Barrier>,
+    go_on: Arc<AtomicBool>,
+}
+
+impl CompactionFilterFactory for Slow {
+    fn make_filter(&self, _: &FilterContext) -> Box<dyn CompactionFilter> {
+        Box::new(SlowFilter {
+            begin: Some(Arc::clone(&self.begin)),
+            go_on: Arc::clone(&self.go_on),
+        })
+    }
+}
+
+struct SlowFilter {
+    begin: Option<Arc<Barrier>>,
+    go_on: Arc<AtomicBool>,
+}
+
+impl CompactionFilter for SlowFilter {
+    fn filter_item(&mut self, _: &FilterItem<'_>, _: &FilterContext) -> esker::Result<Verdict> {
+        if !self.go_on.load(Ordering::Relaxed)
+            && let Some(begin) = self.begin.take()
+        {
+            begin.wait();
+            while !self.go_on.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(Verdict::Keep)
+    }
 }

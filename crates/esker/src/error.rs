@@ -84,7 +84,8 @@ pub enum Error {
     /// nothing was written.
     #[error("another transaction changed what this one has read; begin it again")]
     Conflict,
-    /// A compaction filter returned an error, or panicked: nothing that the compaction wrote is used.
+    /// A compaction filter returned an error, or panicked: nothing that the compaction wrote is used,
+    /// unless it panicked in its last call, `finish`.
     #[error("the compaction filter of the partition {partition:?} failed: {reason}")]
     FilterFailed {
         /// The partition that was compacted.

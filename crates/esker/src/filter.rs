@@ -76,11 +76,12 @@ pub trait CompactionFilter: Send {
     ///
     /// # Errors
     ///
-    /// An error, or a panic, ends the compaction with [`Error::FilterFailed`](crate::Error): nothing
-    /// that it wrote is used.
+    /// An error, or a panic in here, ends the compaction with [`Error::FilterFailed`](crate::Error):
+    /// nothing that it wrote is used.
     fn filter_item(&mut self, item: &FilterItem<'_>, context: &FilterContext) -> Result<Verdict>;
 
-    /// Called when everything was shown, shortly before the result is installed.
+    /// Called when everything was shown, shortly before the result is installed. It is also installed
+    /// if this panics, which is an error of the compaction all the same.
     fn finish(self: Box<Self>) {}
 }
 

@@ -27,6 +27,12 @@ impl Shared {
         if tree.l0_runs() >= L0_RUNS_MAX {
             self.compact_tree(core, &tree)?;
         }
+        self.flush_now(core)
+    }
+
+    /// The same, whoever keeps compactions away: the caller has looked after the number of runs.
+    pub(crate) fn flush_now(&self, core: &Arc<PartitionCore>) -> Result<()> {
+        let tree = core.tree();
         let flushing = tree.lock_flushing();
         tree.settle();
         let boundary = {

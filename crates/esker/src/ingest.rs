@@ -25,7 +25,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded}
 use parking_lot::MutexGuard;
 
 use crate::Durability;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::Job;
 use crate::journal::items;
 use crate::keyspace::Shared;
@@ -119,8 +119,13 @@ pub struct IngestReport {
 /// `finish` is called: they hide what was written to the same keys before. Dropping the ingest
 /// without `finish`, an error, a crash and closing the keyspace leave nothing of it.
 ///
-/// Memory does not grow with the number of entries: some 2 MiB are on their way, beside the largest
-/// value and what lsm-tree keeps of the table that it writes (filter and index, some 20 MiB at most).
+/// Values stay in the tables, also where the partition separates large ones: they are rewritten when
+/// tables are merged, until they are overwritten.
+///
+/// Memory does not grow with the number of entries. On their way are up to six batches of 256 KiB (or
+/// of one larger value each), and lsm-tree keeps eight bytes for each key of the table that it writes,
+/// until that has 64 MiB: some 20 MiB for entries of 32 bytes, more for what compresses very well.
+/// Tables have that size whatever the partition's options say.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -223,9 +228,10 @@ impl Ingest {
         self.add(key.into(), None)
     }
 
-    /// Makes everything visible in one step, as one commit, which is durable when this returns.
-    /// Writers of the keyspace wait meanwhile, for the time it takes to sync and list the tables:
-    /// some milliseconds, and a tenth of one more for each table.
+    /// Makes everything visible in one step, as one commit, which is durable when this returns. Waits
+    /// for a compaction of the partition that is under way. Then writers of the keyspace wait as well,
+    /// for the time it takes to sync and list the tables: some milliseconds, and a tenth of one more
+    /// for each table.
     ///
     /// # Errors
     ///
@@ -286,6 +292,11 @@ fn unsorted(key: &[u8]) -> Error {
         "the key \"{text}{more}\" is not above the one before it: an ingest takes sorted keys"
     );
     Error::InvalidInput(what)
+}
+
+/// An ingest that is in is no failure, whatever comes behind it.
+fn warn(error: &Error) {
+    tracing::warn!(%error, "an ingest is in, and what follows it will be tried again");
 }
 
 impl Drop for Ingest {
@@ -383,13 +394,13 @@ impl Shared {
         tree: &Arc<Tree>,
         line: Line,
     ) -> Result<u64> {
+        let _open = self.begin_operation()?;
+        core.check_takes(tree)?;
+        // A merge that is under way ends before anybody waits for us.
+        drop(tree.lock_compacting());
         let _turn = self.take_turn()?;
         // As every other writer, so that runs do not gather faster than they are merged.
         let _room = self.throttle(0)?;
-        let _open = self.begin_operation()?;
-        core.check_takes(tree)?;
-        // Or all of it would have to be flushed while others wait.
-        self.flush_partition(core).map_err(|error| self.fail(error))?;
         let committed = self.install_and_record(core, tree, line);
         tree.clean_up();
         self.jobs.request(Job::Compact(core.id));
@@ -397,34 +408,44 @@ impl Shared {
         committed.inspect(|_| _ = self.ingests.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Everything that can take long comes before the first lock that others need.
     fn install_and_record(
         &self,
         core: &Arc<PartitionCore>,
         tree: &Arc<Tree>,
         line: Line,
     ) -> Result<u64> {
+        let _finishing = self.keep_merges_from_beginning(core, tree)?;
+        // The one that is under way ends first.
+        drop(tree.lock_compacting());
+        // Or all of it would have to be flushed while others wait.
+        self.flush_now(core).map_err(|error| self.fail(error))?;
         let mut catalog = self.catalog.lock();
         core.check_takes(tree)?;
-        let _locks = self.lock_for_ingest(core, tree)?;
+        let _locks = (tree.lock_flushing(), tree.lock_compacting());
         tree.settle();
         let seqno = self.install(core, tree, line)?;
-        unless(Bug::IngestNotRecorded, || self.write_catalog(&mut catalog, |_| {}))?;
-        tree.set_unrecorded(false);
+        match unless(Bug::IngestNotRecorded, || self.write_catalog(&mut catalog, |_| {})) {
+            Ok(()) => tree.set_unrecorded(false),
+            // The entries are in and durable; the next merge tries again before it begins.
+            Err(error) if error.kind() == ErrorKind::Retry => warn(&error),
+            Err(error) => return Err(error),
+        }
         Ok(seqno)
     }
 
-    /// Keeps flushes and compactions away, with room for the runs that are about to come.
-    fn lock_for_ingest<'a>(
+    /// With room for the runs that are about to come.
+    fn keep_merges_from_beginning<'a>(
         &self,
         core: &PartitionCore,
         tree: &'a Tree,
-    ) -> Result<(MutexGuard<'a, ()>, MutexGuard<'a, ()>)> {
+    ) -> Result<MutexGuard<'a, ()>> {
         loop {
-            let locks = (tree.lock_flushing(), tree.lock_compacting());
+            let finishing = tree.lock_finishing();
             if tree.l0_runs() < L0_RUNS_MAX {
-                return Ok(locks);
+                return Ok(finishing);
             }
-            drop(locks);
+            drop(finishing);
             self.compact_tree(core, tree).map_err(|error| self.fail(error))?;
         }
     }
@@ -448,7 +469,12 @@ impl Shared {
             if matches!(outcome, Outcome::Installed(_)) {
                 versions.refresh(&core, &tree, Some(seqno));
             }
-            outcome.into_result().map(|()| seqno)
+            match outcome {
+                // What was left to do is done by the next install.
+                Outcome::Installed(Err(error)) if error.kind() == ErrorKind::Retry => warn(&error),
+                outcome => outcome.into_result()?,
+            }
+            Ok(seqno)
         });
         installed.map_err(|error| self.fail(error))
     }

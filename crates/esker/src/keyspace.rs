@@ -4,7 +4,8 @@
 //!
 //!  0. the turn of a single writer (`WriterTurn`)
 //!  1. `Shared::backup`: one checkpoint at a time
-//!  2. `Shared::catalog`: the set of partitions and the CATALOG file
+//!  2. `Tree::finishing` (an ingest that is being finished), then `Shared::catalog`: the set of
+//!     partitions and the CATALOG file
 //!  3. `Tree::flushing`: one flush of a tree at a time
 //!  4. `Tree::compacting`: one compaction of a tree at a time
 //!  5. `Tree::gate`: a compaction's inputs against the next seal

@@ -48,11 +48,12 @@ pub enum CompactionStrategy {
     /// without a removal: there is no sequence number at which it went. Open snapshots and
     /// transactions keep what they see.
     Fifo {
-        /// So many bytes of tables and blob files stay at most, as of the last compaction. What goes
-        /// is up to a quarter of that at a time.
+        /// So many bytes of tables and blob files stay at most, as of the last compaction; but the newest
+        /// lot, such as one large ingest, stays whatever its size. What goes is up to a quarter of the
+        /// limit at a time.
         limit_bytes: Option<u64>,
         /// Entries stay for at least so many seconds after they were flushed or last merged, and go within
-        /// about half as much again.
+        /// about half as much again, under heavy writes within as much again.
         ttl_secs: Option<u64>,
     },
 }

@@ -16,6 +16,7 @@ use crate::iter::{Iter, count};
 use crate::keyspace::{Keyspace, Shared};
 use crate::options::PartitionOptions;
 use crate::tree::{Bounds, RawIter, Slice, Tree, Update};
+use crate::views::View;
 
 pub(crate) const NAME_LEN_MAX: usize = 255;
 
@@ -71,6 +72,12 @@ impl PartitionCore {
         read: impl FnOnce(&Tree) -> Result<T>,
     ) -> Option<Result<T>> {
         seen_at(&self.generations.load(), read_seqno).read(read_seqno, read)
+    }
+
+    /// Where compactions can lose entries a read holds a view: the super-version that its number leads
+    /// to stays until it has found it, and nothing is lost between two keys of one read.
+    fn view_if_losing(&self, shared: &Shared) -> Option<View> {
+        newest(&self.generations.load()).loses().then(|| shared.views.open())
     }
 
     /// Applies one change of a committed batch; true when the memtable has just outgrown
@@ -271,9 +278,6 @@ impl Partition {
     ///
     /// As [`Partition::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
-        // Nothing may be lost between two of them.
-        let loses = self.core.tree().loses();
-        let _view = loses.then(|| self.keyspace.shared().views.open());
         self.newest(|tree, at| keys.iter().map(|key| tree.get(key.as_ref(), at)).collect())
     }
 
@@ -378,6 +382,7 @@ impl Partition {
     /// Reads at the newest visible commit, again when a merge overtook the read.
     fn newest<T>(&self, read: impl Fn(&Tree, u64) -> Result<T>) -> Result<T> {
         let shared = self.keyspace.open_shared()?;
+        let _view = self.core.view_if_losing(shared);
         loop {
             shared.committer.catch_up()?;
             let at = shared.views.read_seqno();
@@ -389,6 +394,7 @@ impl Partition {
 
     fn newest_iter(&self, open: impl Fn(&Tree, u64) -> RawIter) -> Result<Iter> {
         let shared = self.keyspace.open_shared()?;
+        let _view = self.core.view_if_losing(shared);
         loop {
             shared.committer.catch_up()?;
             let at = shared.views.read_seqno();

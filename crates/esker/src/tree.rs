@@ -132,6 +132,8 @@ pub(crate) struct Tree {
     pub(crate) id: u64,
     dir: PathBuf,
     tree: AnyTree,
+    /// The same without its blob files: what is ingested stays in tables.
+    tables: AnyTree,
     /// If compactions can lose entries.
     loss: Option<Arc<Loss>>,
     /// How stale a blob file must be, and of which age, to be rewritten.
@@ -140,6 +142,8 @@ pub(crate) struct Tree {
     lengths: Option<blobs::Lengths>,
     counter: SequenceNumberCounter,
     active: RwLock<Arc<Memtable>>,
+    /// Held by an ingest that is finished: merges that have not begun wait.
+    finishing: Mutex<()>,
     flushing: Mutex<()>,
     compacting: Mutex<()>,
     /// True while a compaction has taken its threshold and not fixed its inputs. Taken after
@@ -233,8 +237,13 @@ impl Tree {
             configure(dir, options, shared, counter.clone())
                 .with_compaction_filter_factory(loss.as_ref().map(filtering::factory))
         })?;
+        let tables = match &tree {
+            AnyTree::Standard(_) => tree.clone(),
+            AnyTree::Blob(blobs) => AnyTree::Standard(blobs.index.clone()),
+        };
         let this = Self {
             id,
+            tables,
             loss,
             rewriting: blobs::Rewriting::of(options),
             dir: dir.to_path_buf(),
@@ -248,6 +257,7 @@ impl Tree {
                 }),
             tree,
             counter,
+            finishing: Mutex::new(()),
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
             gate: Mutex::new(false),
@@ -417,6 +427,13 @@ impl Tree {
         let lock = self.tree.get_flush_lock();
         let flushed = guarded("flush into", &self.dir, || self.tree.flush(&lock, threshold));
         drop(lock);
+        if let Some(loss) = &self.loss
+            && flushed.is_ok()
+            && threshold > loss.kept_below()
+        {
+            // lsm-tree has let go of everything below the threshold: no view needs it.
+            loss.forget_kept();
+        }
         drop(turn);
         let flushed = flushed.map_err(|e| self.decide(current, e));
         if flushed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry)
@@ -433,6 +450,18 @@ impl Tree {
     /// One round of compaction, if the tree wants one. Entries are lost as `losing` says, and only if
     /// `is_known` says that what is in tables will not be replayed.
     pub(crate) fn compact(
+        &self,
+        views: &Arc<Views>,
+        strategy: Strategy,
+        losing: Losing,
+        is_known: &dyn Fn() -> bool,
+    ) -> Result<Compacted> {
+        let compacted = self.compact_alone(views, strategy, losing, is_known);
+        self.clean_up();
+        compacted
+    }
+
+    fn compact_alone(
         &self,
         views: &Arc<Views>,
         strategy: Strategy,
@@ -462,6 +491,7 @@ impl Tree {
         self.gc_floor.fetch_max(threshold, Ordering::AcqRel);
         let before = self.tree.current_version().id();
         let first_new_table = self.tree.next_table_id();
+        let first_new_blob = self.next_blob.load(Ordering::Acquire);
         let current = self.current_file();
         let ending = match step {
             Step::Expire(level, _) => self.tree.level_table_count(level.into()),
@@ -480,15 +510,13 @@ impl Tree {
         let result = result.map_err(|e| self.decide(current, e));
         let result = filtering::outcome(failure, result);
         let left_over = |e: &Error| e.kind() == ErrorKind::Retry || is_filter_failure(e);
-        if result.as_ref().is_err_and(left_over)
-            && let Some(_flushing) = self.flushing.try_lock()
-        {
-            self.remove_leftovers(before, first_new_table);
+        if result.as_ref().is_err_and(left_over) {
+            // Flushes only add files, and the next merge has not begun.
+            self.abandon(first_new_table, first_new_blob);
         }
         drop(merge);
         self.note_install();
         drop(compacting);
-        self.clean_up();
         result?;
         self.collect()?;
         let changed = self.tree.current_version().id() != before;
@@ -500,6 +528,12 @@ impl Tree {
     fn lock_to_compact(&self) -> (MutexGuard<'_, ()>, Option<MutexGuard<'_, ()>>) {
         loop {
             let compacting = self.compacting.lock();
+            if self.finishing.is_locked() {
+                // An ingest waited for the merge before, and others wait for the ingest.
+                drop(compacting);
+                drop(self.finishing.lock());
+                continue;
+            }
             if self.loss.is_none() {
                 return (compacting, None);
             }
@@ -667,7 +701,9 @@ impl Tree {
     fn collect_kept(&self, loss: &Loss, views: &Views) -> Result<()> {
         let _turn = loss.take_turn();
         let kept_below = loss.kept_below();
-        let oldest = views.oldest().unwrap_or(u64::MAX).min(views.read_seqno());
+        // In this order: a view that opens in between is above the first number.
+        let next = views.read_seqno();
+        let oldest = views.oldest().unwrap_or(u64::MAX).min(next);
         if kept_below == 0 || oldest <= kept_below {
             return Ok(());
         }

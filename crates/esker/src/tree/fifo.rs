@@ -56,7 +56,7 @@ impl Lot {
 fn next_step(lots: &[Lot], limits: Limits, now: Duration, can_lose: bool) -> Option<Step> {
     let total: u64 = lots.iter().map(|lot| lot.bytes).sum();
     let deepest = lots.iter().rposition(|lot| !lot.is_empty())?;
-    let has_ended = |lot: &Lot| limits.age.is_some_and(|age| lot.newest + age <= now);
+    let has_ended = |lot: &Lot| limits.age.is_some_and(|age| lot.newest.saturating_add(age) <= now);
     let is_too_much = limits.bytes.is_some_and(|max| total > max);
     let is_newest = lots[..deepest].iter().all(Lot::is_empty);
     if deepest > 0 && can_lose && (has_ended(&lots[deepest]) || (is_too_much && !is_newest)) {
@@ -64,7 +64,7 @@ fn next_step(lots: &[Lot], limits: Limits, now: Duration, can_lose: bool) -> Opt
     }
     let fresh = &lots[0];
     let is_lot = limits.bytes.is_some_and(|max| fresh.bytes >= max / u64::from(LOTS))
-        || limits.age.is_some_and(|age| fresh.oldest + age / LOTS <= now)
+        || limits.age.is_some_and(|age| fresh.oldest.saturating_add(age / LOTS) <= now)
         || fresh.runs >= limits.runs
         || fresh.tables >= TABLES_MAX;
     if fresh.is_empty() || !is_lot {

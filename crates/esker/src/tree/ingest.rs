@@ -1,10 +1,13 @@
 //! Sorted entries straight into tables, past the memtables.
 //!
-//! lsm-tree writes tables and blob files as the entries come, without a number; `install` adds them
-//! to the tree all at once, under one. What must stay true:
+//! lsm-tree writes tables as the entries come, without a number; `install` adds them to the tree all at
+//! once, under one. What must stay true:
 //! - `install` runs between two groups, after the active memtable was sealed and the journal synced
 //!   up to the number, while its caller keeps flushes and compactions away: else a newer entry
 //!   would end up below an older one, or tables would be ahead of the journal.
+//! - Large values stay in the tables. lsm-tree writes those of an ingest into blob files without a
+//!   number, and a merge that moves them beside an older value of the same key, which a view still
+//!   needs, looks for the two in the wrong order and panics (18).
 //! - The tree's counter holds the number just for the install (1). The super-version that carries it
 //!   stands beside the one before it, which older views go on reading, until the next install.
 //! - No merge runs before CATALOG says that the tables are in (`unrecorded`): a merge forgets removals
@@ -85,7 +88,7 @@ impl Tree {
             ingests.open += 1;
         }
         let mut ingestion = Ingestion { tree: self, writer: None, installed: false };
-        let writer = guarded("ingest into", &self.dir, || self.tree.ingestion())?;
+        let writer = guarded("ingest into", &self.dir, || self.tables.ingestion())?;
         ingestion.writer = Some(Box::new(writer));
         Ok(ingestion)
     }
@@ -98,6 +101,11 @@ impl Tree {
     /// CATALOG says it, or nothing was ingested. The caller holds the CATALOG.
     pub(crate) fn set_unrecorded(&self, unrecorded: bool) {
         self.unrecorded.store(unrecorded, Ordering::Release);
+    }
+
+    /// Keeps compactions from beginning while the guard lives; the one that is under way goes on.
+    pub(crate) fn lock_finishing(&self) -> MutexGuard<'_, ()> {
+        self.finishing.lock()
     }
 
     /// Keeps compactions of this tree away while the guard lives.
@@ -162,6 +170,19 @@ impl Tree {
             return;
         }
         remove();
+    }
+
+    /// Has files removed from these on that no version names, as soon as nothing is in flight. The
+    /// caller holds `compacting`.
+    pub(super) fn abandon(&self, first_table: u64, first_blob: u64) {
+        let mut ingests = self.ingests.lock();
+        if !ingests.matter() {
+            *ingests = Ingests { first_table, first_blob, ..Ingests::default() };
+        }
+        ingests.abandoned = true;
+        drop(ingests);
+        // What it names now may be superseded before they are removed.
+        self.note_for_ingests();
     }
 
     fn end_ingest(&self, installed: bool) {
@@ -243,7 +264,7 @@ impl Ingestion<'_> {
     }
 
     /// Brings what was written to the disk, so that `install`, which others wait for, has little to
-    /// sync; and the names of the blob files, which lsm-tree does not sync (12).
+    /// sync.
     pub(crate) fn sync(&self) -> Result<()> {
         let (first_table, first_blob) = {
             let ingests = self.tree.ingests.lock();
@@ -255,9 +276,6 @@ impl Ingestion<'_> {
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
                 outcome => outcome?,
             }
-        }
-        if matches!(self.tree.tree, lsm_tree::AnyTree::Blob(_)) {
-            files::sync_dir(&files::blobs(&self.tree.dir))?;
         }
         Ok(())
     }

@@ -4,8 +4,8 @@
 //! ends with an error when that job cannot be done (no space, poisoned, closed); it never ends only
 //! because somebody forgot to notify (the condition is looked at again every few milliseconds).
 //! Writers wait in line: while one waits, later ones queue behind it, so that a large batch is not
-//! kept waiting for ever by small ones that fit. What is let in is reserved until it is applied or waits for that (little does), so
-//! that several batches cannot all take the same room.
+//! kept waiting for ever by small ones that fit. What is let in is reserved until it is applied or waits
+//! for that (little does), so that several batches cannot all take the same room.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

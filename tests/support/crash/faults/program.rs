@@ -49,9 +49,10 @@ pub struct Program {
     history: History,
     /// The content as it should be.
     now: Model,
-    /// A change that was asked for and not answered yet.
+    /// A change that was asked for and not answered yet; it gets the next number.
     asked: Option<Event>,
-    /// A change whose answer was that nobody knows.
+    /// A change whose answer was that nobody knows: it has the next number, but for an ingest, which
+    /// has the newest.
     unsure: Option<Event>,
     heard: Vec<Heard>,
     mended: bool,
@@ -98,11 +99,15 @@ impl Program {
         self.commits(14)?;
         self.flush()?;
         self.commits(8)?;
+        self.ingest(NAMES[1], true)?;
+        self.commits(2)?;
         self.checkpoint(Transfer::Auto, false)?;
+        self.ingest(NAMES[0], false)?;
         self.restructure(NAMES[0], |name| Event::Clear(name.to_owned()))?;
         self.commits(6)?;
         self.restructure(NAMES[2], |name| Event::Drop(name.to_owned()))?;
         self.create_missing(&NAMES[..3])?;
+        self.ingest(NAMES[2], true)?;
         self.compact(NAMES[1])?;
         self.commits(5)?;
         self.persist(Durability::SyncAll)?;
@@ -120,6 +125,7 @@ impl Program {
         self.open()?;
         self.create_missing(&NAMES[..3])?;
         self.commits(6)?;
+        self.ingest(NAMES[1], true)?;
         self.checkpoint(Transfer::Auto, false)?;
         self.commits(3)?;
         self.end()
@@ -229,6 +235,9 @@ impl Program {
     /// is in the journal before CATALOG is written.
     fn note_refusal(&mut self, keyspace: &Keyspace, error: &Error) -> Verdict<bool> {
         let Some(event) = self.asked.clone() else { return Ok(false) };
+        if let Event::Ingest(_) = event {
+            return self.note_refused_ingest(keyspace, event, error);
+        }
         let next = self.newest() + 1;
         if let Event::Create(name) = &event {
             self.history.attempted.insert(name.clone());
@@ -249,11 +258,59 @@ impl Program {
         Ok(error.kind() != ErrorKind::Poisoned)
     }
 
+    /// The same for an ingest, of which there may be nothing; its number and no more; or all of it, if
+    /// only CATALOG could not be written behind it. An install whose end nobody knows poisons: the next
+    /// open tells.
+    fn note_refused_ingest(
+        &mut self,
+        keyspace: &Keyspace,
+        ingest: Event,
+        error: &Error,
+    ) -> Verdict<bool> {
+        let next = self.newest() + 1;
+        let nothing = Event::Batch(Vec::new());
+        if keyspace.seqno() < next {
+            // Before the frame there is no install.
+            if error.kind() == ErrorKind::Poisoned && self.unsure.is_none() {
+                self.history.refused.entry(next).or_default().push(nothing.clone());
+                self.unsure = Some(nothing);
+            }
+            return Ok(false);
+        }
+        let is_in = self.shows(keyspace, &ingest)?;
+        self.happened(if is_in { ingest.clone() } else { nothing });
+        self.ack(&Ack::Commit { seqno: next, durable: false });
+        if is_in {
+            return Ok(error.kind() != ErrorKind::Poisoned);
+        }
+        if error.kind() != ErrorKind::Retry {
+            self.history.refused.entry(next).or_default().push(ingest.clone());
+            self.unsure = Some(ingest.clone());
+        }
+        // It is tried again, under another number.
+        self.asked = Some(ingest);
+        Ok(false)
+    }
+
+    /// Whether what is read is what this would leave, and not what is there without it.
+    fn shows(&mut self, keyspace: &Keyspace, event: &Event) -> Verdict<bool> {
+        let mut with = self.now.clone();
+        history::apply(&mut with, event);
+        loop {
+            match chaos::content(keyspace) {
+                Ok(found) => return Ok(chaos::difference(&with, &found).is_none()),
+                Err(error) => self.hear("read", &error)?,
+            }
+            // Nobody could go on without knowing.
+            self.mend();
+        }
+    }
+
     /// The next sequence number stands for this.
     fn happened(&mut self, event: Event) {
         let seqno = self.newest() + 1;
         history::apply(&mut self.now, &event);
-        if !matches!(event, Event::Batch(_)) {
+        if !matches!(event, Event::Batch(_) | Event::Ingest(_)) {
             self.history.structure.push(seqno);
         }
         // One thread: what it begins follows what it has ended.
@@ -336,6 +393,13 @@ impl Program {
                 self.happened(event);
                 self.ack(&Ack::Commit { seqno, durable: true });
             }
+            // It has its number since it was refused.
+            Some(event @ Event::Ingest(_)) if seqno == newest => {
+                if self.shows(&keyspace, &event)? {
+                    history::apply(&mut self.now, &event);
+                    self.history.events.insert(seqno, event);
+                }
+            }
             _ if seqno == newest => {}
             unsure => {
                 return Err(format!("it opens with {seqno} after {newest} and perhaps {unsure:?}"));
@@ -400,6 +464,46 @@ impl Program {
         self.happened(Event::Batch(changes));
         self.ack(&Ack::Commit { seqno, durable: mode != Durability::Buffer });
         Ok(())
+    }
+
+    /// Loads sorted changes into a partition, or gives that up when they are half on the disk.
+    fn ingest(&mut self, name: &str, finish: bool) -> Verdict<()> {
+        if !self.now.contains_key(name) {
+            return Ok(());
+        }
+        let changes = self.sorted_changes(name, finish);
+        let event = Event::Ingest(changes);
+        self.asked = finish.then(|| event.clone());
+        let Event::Ingest(changes) = &event else { unreachable!("it was just made") };
+        let loaded =
+            self.attempt("ingest", |keyspace| load(keyspace, name, changes, finish))?.flatten();
+        if let Some(seqno) = loaded {
+            let next = self.newest() + 1;
+            if seqno != next {
+                return Err(format!("the ingest {next} got the number {seqno}"));
+            }
+            self.happened(event);
+            self.ack(&Ack::Commit { seqno, durable: true });
+        }
+        self.asked = None;
+        Ok(())
+    }
+
+    /// Puts and removals of ascending keys.
+    fn sorted_changes(&mut self, name: &str, finish: bool) -> Vec<Change> {
+        let rng = &mut self.rng;
+        let mut changes = Vec::new();
+        for number in 0..40 {
+            let key = format!("key {number:02}").into_bytes();
+            if !finish && number == 0 {
+                // So much goes to the writer at once.
+                changes.push((name.to_owned(), key, Some(vec![7; 256 << 10])));
+            } else if number == 1 || rng.one_in(4) {
+                let value = if rng.one_in(4) { None } else { Some(value(rng)) };
+                changes.push((name.to_owned(), key, value));
+            }
+        }
+        changes
     }
 
     /// A random batch over the partitions that are there.
@@ -511,6 +615,24 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// The number of an ingest that was finished.
+fn load(
+    keyspace: &Keyspace,
+    name: &str,
+    changes: &[Change],
+    finish: bool,
+) -> esker::Result<Option<u64>> {
+    let Some(partition) = keyspace.open_partition(name)? else { return Ok(None) };
+    let mut ingest = partition.ingest()?;
+    for (_, key, value) in changes {
+        match value {
+            Some(value) => ingest.insert(key.clone(), value.clone())?,
+            None => ingest.remove(key.clone())?,
+        }
+    }
+    if finish { ingest.finish().map(|report| Some(report.seqno)) } else { Ok(None) }
 }
 
 /// lsm-tree reads a block with one call, and takes a short answer for the end of a damaged file.

@@ -4,12 +4,15 @@ mod faults;
 mod rot;
 mod states;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use esker::planted::Bug;
 use esker_tests::chaos;
 use esker_tests::crash::judge::{Cut, Story};
 use esker_tests::crash::process::Running;
+use esker_tests::crash::recorder::filesystem;
+use esker_tests::crash::recorder::workload::BLOBS_REWRITTEN;
 use esker_tests::crash::said::{Line, Said};
 use esker_tests::crash::worker::{self, Work};
 use esker_tests::crash::{LAYERS, Options, Outcome, script};
@@ -33,6 +36,8 @@ fn short(name: &str, states: u64) {
 #[test]
 fn every_ordered_prefix_of_the_operations_keeps_the_promises() {
     short("recorder", 300);
+    let rewritten = BLOBS_REWRITTEN.load(Ordering::Relaxed);
+    assert!(rewritten > 0 || filesystem::missing().is_some(), "no blob file was rewritten");
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn the_judge_refuses_what_is_lost_cut_or_invented() {
     let one = keyspace.open_partition("one").unwrap().unwrap();
     let key = script::last_key(1);
     let value = one.get(&key).unwrap().unwrap();
-    one.insert(key.clone(), script::last_value(3)).unwrap();
+    one.insert(key.clone(), script::last_value("one", 3)).unwrap();
     drop((one, keyspace));
     let sentence = look(&said).unwrap_err();
     assert!(sentence.contains("a batch is cut"), "{sentence}");

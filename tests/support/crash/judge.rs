@@ -173,9 +173,11 @@ impl Story {
         let last = newest.get(&0).copied();
         let shape = last.and_then(script::shape_after);
         self.shaped = self.shaped.max(sure.shaped);
-        if shape.is_some() && self.shaped >= last {
-            let empty = content.get(FLEETING).is_some_and(Entries::is_empty);
-            ensure!(empty, "{shape:?} after {last:?} was acknowledged and is undone");
+        if let (Some(shape), Some(count)) = (shape, last)
+            && self.shaped >= last
+        {
+            let done = content.get(FLEETING) == Some(&script::reshaped(count));
+            ensure!(done, "{shape:?} after {count} was acknowledged and is undone");
         }
         Ok(())
     }
@@ -227,9 +229,10 @@ impl Story {
         let counted = commits + script::changes(newest, content) + self.mine;
         let numberless = counted as i64 - seqno as i64;
         // An ingest that was cut short may have left its number.
-        let shape = newest.get(&0).and_then(|last| script::shape_after(*last));
-        let cut_short = shape == Some(Shape::Unload)
-            && content.get(FLEETING).is_some_and(|entries| !entries.is_empty());
+        let cut_short = newest.get(&0).is_some_and(|last| {
+            let ingest = script::shape_after(*last).is_some_and(Shape::is_ingest);
+            ingest && content.get(FLEETING).is_some_and(|found| *found != script::reshaped(*last))
+        });
         let least = self.numberless - i64::from(cut_short);
         // What failed may have happened all the same.
         let fits = (least..=self.numberless + 1).contains(&numberless);
@@ -283,11 +286,16 @@ fn judge_content(content: &Model) -> Verdict<BTreeMap<usize, u64>> {
     let writers = rest.values().flat_map(|entries| entries.keys()).filter_map(|key| writer_of(key));
     for writer in writers.collect::<BTreeSet<_>>() {
         let key = script::last_key(writer);
-        let lasts: Vec<_> = rest.values().map(|entries| entries.get(&key)).collect();
+        let count = |entries: &Entries| match entries.get(&key) {
+            Some(last) => {
+                script::parse_last(last).map(Some).ok_or_else(|| format!("{last:?} is no count"))
+            }
+            None => Ok(None),
+        };
+        let lasts = rest.values().map(count).collect::<Verdict<Vec<_>>>()?;
         ensure!(lasts.windows(2).all(|w| w[0] == w[1]), "a batch is cut: {lasts:?}");
         let Some(Some(last)) = lasts.first() else { continue };
-        let last = script::parse_last(last).ok_or_else(|| format!("{last:?} is no count"))?;
-        newest.insert(writer, last);
+        newest.insert(writer, *last);
     }
     if let Some(difference) = chaos::difference(&script::lasting(&newest), &rest) {
         return Err(difference);
@@ -297,7 +305,7 @@ fn judge_content(content: &Model) -> Verdict<BTreeMap<usize, u64>> {
     let shape = last.and_then(script::shape_after);
     let fits = match (&fleeting, shape) {
         (Some(found), _) if *found == expected => true,
-        (Some(found), Some(_)) => found.is_empty(),
+        (Some(found), Some(_)) => last.is_some_and(|last| *found == script::reshaped(last)),
         // Dropped and not made anew yet; or never made.
         (None, Some(Shape::DropAndCreate)) => true,
         (None, _) => last.is_none(),

@@ -1,9 +1,10 @@
 //! What the worker writes, and so what a judge may find: every commit tells where it belongs.
 //!
 //! Each writer counts. Commit `count` of a writer puts one key into one of the three lasting
-//! partitions and renews the writer's `last` in all of them; the commits of writer 0 also put a key
-//! into `fleeting`, which is cleared, dropped and made anew, or emptied by an ingest, after certain
-//! counts. So the content after any number of commits follows from the newest count of every writer.
+//! partitions and renews the writer's `last` in all of them, in one as a separated value; the commits
+//! of writer 0 also put a key into `fleeting`, which is cleared, dropped and made anew, or emptied or
+//! loaded by an ingest, after certain counts. So the content after any number of commits follows from
+//! the newest count of every writer.
 
 use esker::{Config, Keyspace, Partition, PartitionOptions, Result};
 
@@ -33,10 +34,11 @@ pub fn config(path: &Path) -> Config {
         .defer_after_changes(0)
 }
 
-/// Opens or creates one of the partitions.
+/// Opens or creates one of the partitions. Blob files are rewritten as soon as little of them is stale.
 pub fn partition(keyspace: &Keyspace, name: &str) -> Result<Partition> {
     let options = PartitionOptions::default().block_bytes(512).table_bytes(8 << 10).l0_runs(2);
-    let separate = (name == NAMES[1]).then_some(200);
+    let options = options.blob_staleness_threshold(0.05).blob_age_cutoff(1.0);
+    let separate = (name == NAMES[1] || name == FLEETING).then_some(200);
     keyspace.partition(name, options.separate_values_from(separate))
 }
 
@@ -53,14 +55,18 @@ pub fn last_key(writer: usize) -> Vec<u8> {
     format!("writer {writer} last").into_bytes()
 }
 
-/// What `last` holds.
-pub fn last_value(count: u64) -> Vec<u8> {
-    count.to_le_bytes().to_vec()
+/// What `last` holds in a partition: the count, and where values are separated more.
+pub fn last_value(name: &str, count: u64) -> Vec<u8> {
+    let mut value = count.to_le_bytes().to_vec();
+    if name == NAMES[1] {
+        value.extend(Rng::new(count).bytes(250));
+    }
+    value
 }
 
 /// The count in `last`; `None` if that is not what a worker writes.
 pub fn parse_last(value: &[u8]) -> Option<u64> {
-    Some(u64::from_le_bytes(value.try_into().ok()?))
+    value.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 /// What commit `count` of a writer stores: short, separated, or large enough to be compressed.
@@ -80,11 +86,20 @@ pub enum Shape {
     DropAndCreate,
     /// An ingest removes every key.
     Unload,
+    /// An ingest removes some keys, overwrites the others, and adds one.
+    Load,
+}
+
+impl Shape {
+    pub fn is_ingest(self) -> bool {
+        matches!(self, Self::Load | Self::Unload)
+    }
 }
 
 /// What follows commit `count` of writer 0.
 pub fn shape_after(count: u64) -> Option<Shape> {
     match count % 24 {
+        2 | 8 | 14 | 20 => Some(Shape::Load),
         5 | 17 => Some(Shape::Unload),
         11 => Some(Shape::Clear),
         23 => Some(Shape::DropAndCreate),
@@ -96,8 +111,8 @@ pub fn shape_after(count: u64) -> Option<Shape> {
 pub fn lasting(newest: &BTreeMap<usize, u64>) -> Model {
     let mut model: Model = NAMES.iter().map(|name| ((*name).to_owned(), Entries::new())).collect();
     for (&writer, &last) in newest {
-        for entries in model.values_mut() {
-            entries.insert(last_key(writer), last_value(last));
+        for (name, entries) in &mut model {
+            entries.insert(last_key(writer), last_value(name, last));
         }
         for count in 0..=last {
             let entries = model.get_mut(home(count)).expect("one of the names");
@@ -110,23 +125,69 @@ pub fn lasting(newest: &BTreeMap<usize, u64>) -> Model {
 /// `fleeting` after commit `newest` of writer 0 and before what may follow that.
 pub fn fleeting(newest: Option<u64>) -> Entries {
     let Some(newest) = newest else { return Entries::new() };
-    let shaped = (0..newest).rev().find(|count| shape_after(*count).is_some());
-    let first = shaped.map_or(0, |count| count + 1);
-    (first..=newest).map(|count| (key(0, count), value(0, count))).collect()
+    let empties = |count: &u64| !matches!(shape_after(*count), None | Some(Shape::Load));
+    let first = (0..newest).rev().find(empties).map_or(0, |count| count + 1);
+    let mut entries = Entries::new();
+    for count in first..=newest {
+        entries.insert(key(0, count), value(0, count));
+        if count < newest && shape_after(count) == Some(Shape::Load) {
+            load_into(&mut entries, count);
+        }
+    }
+    entries
+}
+
+/// `fleeting` once that has followed commit `count` of writer 0.
+pub fn reshaped(count: u64) -> Entries {
+    if shape_after(count) != Some(Shape::Load) {
+        return Entries::new();
+    }
+    let mut entries = fleeting(Some(count));
+    load_into(&mut entries, count);
+    entries
+}
+
+/// The key that the load after commit `count` of writer 0 adds.
+pub fn loaded_key(count: u64) -> Vec<u8> {
+    format!("loaded {count:08}").into_bytes()
+}
+
+/// What that load does to `fleeting`, in the order of the keys.
+pub fn load(count: u64) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+    load_of(&fleeting(Some(count)), count)
+}
+
+fn load_of(entries: &Entries, count: u64) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+    let mut rng = Rng::new(count);
+    let mut changes = BTreeMap::from([(loaded_key(count), Some(rng.bytes(250)))]);
+    for key in entries.keys() {
+        let value = if rng.one_in(3) { None } else { Some(rng.bytes(250)) };
+        changes.insert(key.clone(), value);
+    }
+    changes
+}
+
+fn load_into(entries: &mut Entries, count: u64) {
+    for (key, value) in load_of(entries, count) {
+        match value {
+            Some(value) => entries.insert(key, value),
+            None => entries.remove(&key),
+        };
+    }
 }
 
 /// How many commits created, cleared and dropped partitions until there is this content.
 pub fn changes(newest: &BTreeMap<usize, u64>, content: &Model) -> u64 {
     let Some(&last) = newest.get(&0) else { return content.len() as u64 };
     let numbers = |shape| match shape {
-        Some(Shape::Clear | Shape::Unload) => 1,
+        Some(Shape::Clear | Shape::Unload | Shape::Load) => 1,
         Some(Shape::DropAndCreate) => 2,
         None => 0,
     };
     let before: u64 = (0..last).map(|count| numbers(shape_after(count))).sum();
     let after = match (shape_after(last), content.get(FLEETING)) {
         (Some(Shape::DropAndCreate), None) => 1,
-        (shape, Some(entries)) if entries.is_empty() => numbers(shape),
+        (shape, Some(entries)) if *entries == reshaped(last) => numbers(shape),
         _ => 0,
     };
     NAMES.len() as u64 + 1 + before + after

@@ -358,7 +358,7 @@ impl Writer<'_> {
             if partition.name() == script::home(count) {
                 changes.push((partition.clone(), key.clone(), Edit::Insert(value.clone())));
             }
-            let last = Edit::Insert(script::last_value(count));
+            let last = Edit::Insert(script::last_value(partition.name(), count));
             changes.push((partition.clone(), script::last_key(self.number), last));
         }
         if self.number == 0 {
@@ -371,8 +371,9 @@ impl Writer<'_> {
     /// What was committed is there, and so is something older.
     fn check_read(&mut self, count: u64) {
         let older = self.rng.below(count + 1);
+        let last = script::last_value(script::home(count + 1), count);
         for (what, key, at, expected) in [
-            ("last", script::last_key(self.number), count + 1, script::last_value(count)),
+            ("last", script::last_key(self.number), count + 1, last),
             ("older", script::key(self.number, older), older, script::value(self.number, older)),
         ] {
             let partition = self.lasting.iter().find(|p| p.name() == script::home(at));
@@ -401,8 +402,19 @@ impl Writer<'_> {
             }
             ingest.finish()
         };
+        let load = || {
+            let mut ingest = script::partition(self.keyspace, FLEETING)?.ingest()?;
+            for (key, value) in script::load(count) {
+                match value {
+                    Some(value) => ingest.insert(key, value)?,
+                    None => ingest.remove(key)?,
+                }
+            }
+            ingest.finish()
+        };
         match script::shape_after(count) {
             None => return Ok(()),
+            Some(Shape::Load) => _ = self.worker.attempt("ingest", load)?,
             Some(Shape::Unload) => _ = self.worker.attempt("ingest", unload)?,
             Some(Shape::Clear) => self.worker.attempt("clear", clear)?,
             Some(Shape::DropAndCreate) => {
@@ -416,11 +428,17 @@ impl Writer<'_> {
 
     /// After an open: what should have followed the last commit may not have happened.
     fn finish_shape(&self, last: u64) -> Attempt<()> {
-        if self.number > 0 || script::shape_after(last).is_none() {
+        let Some(shape) = script::shape_after(last).filter(|_| self.number == 0) else {
             return Ok(());
-        }
-        let is_empty = || script::partition(self.keyspace, FLEETING)?.is_empty();
-        if self.worker.attempt("read", is_empty)? { Ok(()) } else { self.shape(last) }
+        };
+        let is_done = || {
+            let fleeting = script::partition(self.keyspace, FLEETING)?;
+            match shape {
+                Shape::Load => fleeting.contains_key(script::loaded_key(last)),
+                _ => fleeting.is_empty(),
+            }
+        };
+        if self.worker.attempt("read", is_done)? { Ok(()) } else { self.shape(last) }
     }
 
     fn do_chores(&mut self, count: u64) -> Attempt<()> {

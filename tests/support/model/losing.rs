@@ -181,7 +181,8 @@ impl Machine {
         assert_eq!(back, 0, "a crash brought back what a filter removed");
     }
 
-    /// What is left are the newest, each with its newest value, and snapshots keep the others.
+    /// What is left are the newest, each with its newest value, also after a crash, and snapshots keep
+    /// the others. The newest of all stays however little may stay.
     fn fifo(&mut self, count: u8, value: Value) {
         let limit_bytes = Some(1 + 4 * u64::from(value.len));
         let strategy = CompactionStrategy::Fifo { limit_bytes, ttl_secs: None };
@@ -203,12 +204,20 @@ impl Machine {
                 held = Some((snapshot, content));
             }
         }
-        let left = entries(&partition);
-        let right = |(key, value)| written.get(key) == Some(value);
-        assert!(left.iter().all(right), "an older value came back");
+        let newest = format!("{:03}", count % 13).into_bytes();
+        let check = |left: &Entries, when: &str| {
+            let older = left.iter().find(|(key, value)| written.get(*key) != Some(value));
+            assert!(older.is_none(), "{when}: an older value came back: {older:?}");
+            assert_eq!(left.get(&newest), written.get(&newest), "{when}: the newest is gone");
+        };
+        check(&entries(&partition), "a FIFO");
+        let image = crash_image(&self.path());
+        check(&open_content(&image.path().join("keyspace"))[FIFO], "a FIFO after a crash");
         let (snapshot, content) = held.expect("one was taken");
         assert!(seen(&snapshot, &partition) == content, "a FIFO has changed a snapshot");
         drop(snapshot);
+        partition.compact().expect("compact");
+        check(&entries(&partition), "a FIFO that nobody holds back");
         assert!(self.keyspace().drop_partition(FIFO).expect("drop"), "it was there");
         self.seqno += u64::from(count) + 3;
     }

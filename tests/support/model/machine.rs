@@ -127,7 +127,10 @@ impl Machine {
                 let changes: Vec<_> = values.iter().map(|value| (*at, *key, *value)).collect();
                 self.batch(&changes, None)
             }
-            Operation::Transaction { changes, ending } => self.transaction(changes, *ending),
+            Operation::Transaction { changes, reads, ending } => {
+                self.transaction(changes, reads, *ending)
+            }
+            Operation::Update { at, key, value, way } => self.update(*at, *key, *value, *way),
             Operation::Ingest { at, entries, beside, ending } => {
                 self.ingest(*at, entries, beside, *ending)
             }
@@ -151,6 +154,7 @@ impl Machine {
                 true
             }
             Operation::TakeSnapshot
+            | Operation::BeginReadTransaction
             | Operation::CloneSnapshot(_)
             | Operation::ReadSnapshot(..)
             | Operation::ScanSnapshot(_)
@@ -187,6 +191,7 @@ impl Machine {
     fn on_snapshots(&mut self, operation: &Operation) -> bool {
         match operation {
             Operation::TakeSnapshot => self.take_snapshot(),
+            Operation::BeginReadTransaction => self.hold(self.transactional().read_tx()),
             Operation::CloneSnapshot(which) => {
                 let n = self.some_snapshot(*which);
                 // The clone alone keeps the view.
@@ -366,7 +371,10 @@ impl Machine {
     }
 
     fn take_snapshot(&mut self) {
-        let snapshot = self.keyspace().snapshot();
+        self.hold(self.keyspace().snapshot());
+    }
+
+    fn hold(&mut self, snapshot: Snapshot) {
         assert_eq!(snapshot.seqno(), self.seqno, "a snapshot is of now");
         let seen = self.model.iter().map(|(name, m)| (self.handle(name), Arc::clone(&m.entries)));
         let held = Held { seen: seen.collect(), snapshot, seqno: self.seqno };

@@ -35,7 +35,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// How long a failing run is made shorter.
 const MINIMISE_LIMIT: Duration = Duration::from_secs(120);
 /// After so many drawn operations it is the turn of one kind.
-const TURN_EVERY: u64 = 60;
+const TURN_EVERY: u64 = 50;
 /// So many of the last operations are printed.
 const SHOWN: usize = 12;
 

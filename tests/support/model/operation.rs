@@ -110,6 +110,8 @@ pub enum Read {
     PrefixOfFf(u8),
     /// From both ends, as the bits say.
     BothEnds(u16),
+    /// Several keys at once, one of them twice.
+    Several([Key; 3]),
 }
 
 /// One change of a batch; no value is a removal.
@@ -136,7 +138,16 @@ pub enum Operation {
     EmptyBatch(Option<u8>),
     Transaction {
         changes: Vec<Change>,
+        /// One of these after each change.
+        reads: Vec<Read>,
         ending: Ending,
+    },
+    /// One key changed by what it holds.
+    Update {
+        at: At,
+        key: Key,
+        value: Option<Value>,
+        way: Updating,
     },
     Ingest {
         at: At,
@@ -164,6 +175,8 @@ pub enum Operation {
     },
     DropIterator(u8),
     TakeSnapshot,
+    /// A snapshot that `read_tx` takes.
+    BeginReadTransaction,
     CloneSnapshot(u8),
     ReadSnapshot(u8, At, Read),
     ScanSnapshot(u8),
@@ -241,6 +254,18 @@ pub enum Ending {
     Rollback,
     /// Somebody else changes what it has read.
     Overtaken,
+}
+
+/// How one key is changed by what it holds.
+#[derive(Copy, Clone, Debug)]
+pub enum Updating {
+    FetchUpdate,
+    UpdateFetch,
+    Take,
+    /// In a closure that commits.
+    Transact,
+    /// In a closure that fails.
+    TransactInVain,
 }
 
 /// How an ingest ends.
@@ -338,6 +363,9 @@ pub const KINDS: &[Row] = &[
     row("both ends in turn", 16, 16, |c| {
         Operation::Read(at(c), Read::BothEnds(c.below(1 << 16) as u16))
     }),
+    row("several at once", 16, 8, |c| {
+        Operation::Read(at(c), Read::Several([key(c), key(c), key(c)]))
+    }),
     row("hold an iterator", 10, 16, |c| Operation::HoldIterator(at(c), edge(c), edge(c))),
     row("advance an iterator", 20, 16, |c| Operation::AdvanceIterator {
         which: number(c),
@@ -346,6 +374,7 @@ pub const KINDS: &[Row] = &[
     }),
     row("drop an iterator", 6, 8, |c| Operation::DropIterator(number(c))),
     row("take a snapshot", 14, 16, |_| Operation::TakeSnapshot),
+    row("begin a read transaction", 8, 4, |_| Operation::BeginReadTransaction),
     row("clone a snapshot", 3, 4, |c| Operation::CloneSnapshot(number(c))),
     row("read a snapshot", 40, 32, |c| Operation::ReadSnapshot(number(c), at(c), read(c))),
     row("scan a snapshot", 8, 8, |c| Operation::ScanSnapshot(number(c))),
@@ -423,15 +452,14 @@ pub const KINDS: &[Row] = &[
     row("listing", 6, 1, |_| Operation::Listing),
     row("refused arguments", 4, 1, |c| Operation::RefusedArguments(at(c))),
     row("compare", 5, 2, |_| Operation::Compare),
-    row("transaction", 20, 12, |c| {
-        Operation::Transaction { changes: changes(c, 12), ending: Ending::Commit }
-    }),
-    row("transaction, rolled back", 5, 4, |c| {
-        Operation::Transaction { changes: changes(c, 6), ending: Ending::Rollback }
-    }),
-    row("transaction, overtaken", 8, 6, |c| {
-        Operation::Transaction { changes: changes(c, 6), ending: Ending::Overtaken }
-    }),
+    row("transaction", 20, 12, |c| transaction(c, 12, Ending::Commit)),
+    row("transaction, rolled back", 5, 4, |c| transaction(c, 6, Ending::Rollback)),
+    row("transaction, overtaken", 8, 6, |c| transaction(c, 6, Ending::Overtaken)),
+    row("fetch and update", 8, 4, |c| update(c, Updating::FetchUpdate)),
+    row("update and fetch", 8, 4, |c| update(c, Updating::UpdateFetch)),
+    row("take", 8, 4, |c| update(c, Updating::Take)),
+    row("transact", 8, 4, |c| update(c, Updating::Transact)),
+    row("transact in vain", 4, 2, |c| update(c, Updating::TransactInVain)),
     row("ingest", 14, 8, |c| ingest(c, 30, Loading::Finish)),
     row("ingest, given up", 3, 2, |c| ingest(c, 10, Loading::GiveUp)),
     row("ingest into what is cleared", 3, 2, |c| ingest(c, 6, Loading::Clear)),
@@ -497,6 +525,17 @@ fn changes(c: &mut dyn Choices, max: u64) -> Vec<Change> {
     (0..count).map(|_| (at(c), key(c), optional_value(c))).collect()
 }
 
+fn transaction(c: &mut dyn Choices, max: u64, ending: Ending) -> Operation {
+    let changes = changes(c, max);
+    let count = c.below(4);
+    let reads = (0..count).map(|_| read(c)).collect();
+    Operation::Transaction { changes, reads, ending }
+}
+
+fn update(c: &mut dyn Choices, way: Updating) -> Operation {
+    Operation::Update { at: at(c), key: key(c), value: optional_value(c), way }
+}
+
 fn ingest(c: &mut dyn Choices, max: u64, ending: Loading) -> Operation {
     let at = at(c);
     let count = c.below(max);
@@ -523,7 +562,7 @@ fn taking(c: &mut dyn Choices, copied: bool, flush_first: bool) -> Taking {
 
 /// Any question.
 fn read(c: &mut dyn Choices) -> Read {
-    match c.below(16) {
+    match c.below(17) {
         0 => Read::GetPresent(c.below(1000) as u16),
         1..=3 => Read::Get(key(c)),
         4 => Read::Contains(key(c)),
@@ -537,6 +576,7 @@ fn read(c: &mut dyn Choices) -> Read {
         12 => Read::RangeInverted(key(c), key(c)),
         13 => Read::Keys(edge(c), edge(c)),
         14 => Read::Prefix(key(c), c.below(8) as u8),
+        15 => Read::Several([key(c), key(c), key(c)]),
         _ => Read::BothEnds(c.below(1 << 16) as u16),
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::ops::{Bound, RangeBounds};
 
-use esker::{Iter, Partition, Result, Slice, Snapshot};
+use esker::{Iter, Partition, Result, Slice, Snapshot, WriteTx};
 
-use super::operation::{Edge, Read};
+use super::operation::{Edge, Key, Read};
 use crate::store::Entries;
 
 /// A key and its value, as the model has them.
@@ -16,6 +16,7 @@ pub type Bounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 /// What a partition and a snapshot of one answer alike.
 pub trait Reader {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>>;
+    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Slice>>>;
     fn contains_key(&self, key: &[u8]) -> Result<bool>;
     fn size_of(&self, key: &[u8]) -> Result<Option<u32>>;
     fn range(&self, bounds: Bounds) -> Result<Iter>;
@@ -30,6 +31,9 @@ pub trait Reader {
 impl Reader for Partition {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
         Self::get(self, key)
+    }
+    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Slice>>> {
+        Self::multi_get(self, keys)
     }
     fn contains_key(&self, key: &[u8]) -> Result<bool> {
         Self::contains_key(self, key)
@@ -66,6 +70,48 @@ pub struct Seen<'a>(pub &'a Snapshot, pub &'a Partition);
 impl Reader for Seen<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
         self.0.get(self.1, key)
+    }
+    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Slice>>> {
+        self.0.multi_get(self.1, keys)
+    }
+    fn contains_key(&self, key: &[u8]) -> Result<bool> {
+        self.0.contains_key(self.1, key)
+    }
+    fn size_of(&self, key: &[u8]) -> Result<Option<u32>> {
+        self.0.size_of(self.1, key)
+    }
+    fn range(&self, bounds: Bounds) -> Result<Iter> {
+        self.0.range(self.1, bounds)
+    }
+    fn prefix(&self, prefix: &[u8]) -> Result<Iter> {
+        self.0.prefix(self.1, prefix)
+    }
+    fn iter(&self) -> Result<Iter> {
+        self.0.iter(self.1)
+    }
+    fn first(&self) -> Result<Option<(Slice, Slice)>> {
+        self.0.first_key_value(self.1)
+    }
+    fn last(&self) -> Result<Option<(Slice, Slice)>> {
+        self.0.last_key_value(self.1)
+    }
+    fn len(&self) -> Result<usize> {
+        self.0.len(self.1)
+    }
+    fn is_empty(&self) -> Result<bool> {
+        self.0.is_empty(self.1)
+    }
+}
+
+/// A partition as a transaction sees it, with its own changes.
+pub struct Within<'a>(pub &'a WriteTx, pub &'a Partition);
+
+impl Reader for Within<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
+        self.0.get(self.1, key)
+    }
+    fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Slice>>> {
+        self.0.multi_get(self.1, keys)
     }
     fn contains_key(&self, key: &[u8]) -> Result<bool> {
         self.0.contains_key(self.1, key)
@@ -119,6 +165,17 @@ pub fn check(reader: &dyn Reader, expected: &Entries, read: Read) -> bool {
             let key = key.bytes();
             let found = reader.size_of(&key).expect("size_of");
             assert_eq!(found, expected.get(&key).map(|v| v.len() as u32), "{:?}", brief(&key));
+        }
+        Read::Several(keys) => {
+            let [first, second, third] = keys.map(Key::bytes);
+            let keys = [first.clone(), second, third, first];
+            let found = reader.multi_get(&keys).expect("multi_get");
+            let wanted = keys.iter().map(|key| expected.get(key).map(Vec::as_slice));
+            assert!(
+                found.iter().map(Option::as_deref).eq(wanted),
+                "several: {:?}",
+                keys.map(|k| brief(&k))
+            );
         }
         Read::Ends => ends(reader, expected),
         Read::Count => {

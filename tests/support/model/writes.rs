@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use esker::{Batch, Config, Durability, Error, Result, Slice, TxKind};
+use esker::{Batch, Config, Durability, Error, Result, Slice, TxKind, WriteTx};
 
 use super::machine::Machine;
-use super::operation::{At, Change, Ending, Key, Loading, Value};
+use super::operation::{At, Change, Ending, Key, Loading, Read, Updating, Value};
 use super::oracle::refused;
+use super::reads::{self, Within};
 
 pub(super) fn durability(number: u8) -> Durability {
     [Durability::Buffer, Durability::SyncData, Durability::SyncAll][usize::from(number) % 3]
@@ -70,9 +71,14 @@ impl Machine {
         true
     }
 
-    /// Every change reads before it writes; in the end the transaction sees what the model has with
-    /// the changes, and what is left is that, or nothing of it.
-    pub(super) fn transaction(&mut self, changes: &[Change], ending: Ending) -> bool {
+    /// Every change reads before it writes, and most of them something else behind it; in the end the
+    /// transaction sees what the model has with the changes, and what is left is that, or nothing of it.
+    pub(super) fn transaction(
+        &mut self,
+        changes: &[Change],
+        reads: &[Read],
+        ending: Ending,
+    ) -> bool {
         let keyspace = self.transactional().clone();
         if matches!(ending, Ending::Overtaken) && keyspace.kind() == TxKind::SingleWriter {
             // Who overtakes would wait.
@@ -81,7 +87,9 @@ impl Machine {
         changes.iter().for_each(|(at, ..)| _ = self.ensure(*at));
         let mut tx = keyspace.write_tx().expect("begin");
         let mut own = BTreeMap::new();
-        for (at, key, value) in changes {
+        // Who has read everything is overtaken by everybody.
+        let reads = if matches!(ending, Ending::Overtaken) { &[] } else { reads };
+        for (number, (at, key, value)) in changes.iter().enumerate() {
             let name = self.ensure(*at);
             let (partition, key) = (self.handle(name), key.bytes());
             let below = &self.model[name].entries;
@@ -101,8 +109,10 @@ impl Machine {
                 }
                 None => tx.remove(&partition, &key[..]).expect("remove"),
             }
+            if let Some(read) = reads.get(number % reads.len().max(1)) {
+                reads::check(&Within(&tx, &partition), entries, *read);
+            }
         }
-        // Who has read everything is overtaken by everybody.
         let whole = own.iter().filter(|_| !matches!(ending, Ending::Overtaken));
         for (name, entries) in whole {
             let partition = self.handle(name);
@@ -137,6 +147,59 @@ impl Machine {
                 let conflict = |e: &Error| matches!(e, Error::Conflict);
                 refused(tx.commit(), "a transaction that was overtaken", conflict);
             }
+        }
+        true
+    }
+
+    /// A key is changed by what it holds, in a transaction of its own; what stays the same is no commit.
+    pub(super) fn update(&mut self, at: At, key: Key, value: Option<Value>, way: Updating) -> bool {
+        let name = self.ensure(at);
+        let keyspace = self.transactional().clone();
+        let partition = keyspace.open_partition(name).expect("open a partition");
+        let partition = partition.expect("a partition of the model is there");
+        let key = key.bytes();
+        let before = self.model[name].entries.get(&key).cloned();
+        let taken = matches!(way, Updating::Take);
+        let value = value.filter(|_| !taken).map(|value| self.value(value));
+        let change = |found: Option<&Slice>| {
+            assert_eq!(found.map(|value| value.to_vec()), before, "what an update is given");
+            value.clone().map(Slice::from)
+        };
+        let same = |found: Option<Slice>, expected: &Option<Vec<u8>>| {
+            assert_eq!(found.map(|value| value.to_vec()), *expected, "what {way:?} returns");
+        };
+        match way {
+            Updating::FetchUpdate => {
+                same(partition.fetch_update(&key[..], change).expect("fetch, update"), &before);
+            }
+            Updating::UpdateFetch => {
+                same(partition.update_fetch(&key[..], change).expect("update, fetch"), &value);
+            }
+            Updating::Take => same(partition.take(&key[..]).expect("take"), &before),
+            Updating::Transact => {
+                let work = |tx: &mut WriteTx| {
+                    same(tx.fetch_update(&partition, &key[..], change)?, &before);
+                    tx.update_fetch(&partition, &key[..], |found| {
+                        assert_eq!(found.map(|found| found.to_vec()), value, "its own change");
+                        found.cloned()
+                    })
+                };
+                same(keyspace.transact(work).expect("transact"), &value);
+            }
+            Updating::TransactInVain => {
+                let work = |tx: &mut WriteTx| {
+                    tx.update_fetch(&partition, &key[..], change)?;
+                    Err::<(), _>(Error::InvalidInput("in vain".into()))
+                };
+                let in_vain = |e: &Error| matches!(e, Error::InvalidInput(_));
+                refused(keyspace.transact(work), "a transaction that fails", in_vain);
+                return true;
+            }
+        }
+        self.seqno += u64::from(value != before);
+        match value {
+            Some(value) => _ = self.entries(name).insert(key, value),
+            None => _ = self.entries(name).remove(&key),
         }
         true
     }

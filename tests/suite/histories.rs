@@ -66,8 +66,15 @@ fn random_transaction(
                 }
             }
             2 => {
-                let to = key + rng.below(4) as u8;
-                let entries = tx.range(p, [key]..=[to]).unwrap();
+                // No key is longer: a prefix has one of them, or all.
+                let (entries, key, to) = match rng.below(4) {
+                    0 => (tx.prefix(p, [key]).unwrap(), key, key),
+                    1 => (tx.prefix(p, []).unwrap(), 0, u8::MAX),
+                    _ => {
+                        let to = key + rng.below(4) as u8;
+                        (tx.range(p, [key]..=[to]).unwrap(), key, to)
+                    }
+                };
                 let entry = |entry: esker::Result<(esker::Slice, esker::Slice)>| {
                     let (key, value) = entry.unwrap();
                     ((at, key[0]), value.to_vec())

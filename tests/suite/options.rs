@@ -53,6 +53,46 @@ fn every_option() -> Vec<PartitionOptions> {
     ]
 }
 
+/// What differs from the default, as programs print it.
+fn set_by(options: &PartitionOptions) -> serde_json::Value {
+    let default = serde_json::to_value(PartitionOptions::default()).unwrap();
+    let all = serde_json::to_value(options).unwrap();
+    let fields = all.as_object().unwrap().clone().into_iter();
+    serde_json::Value::Object(fields.filter(|(name, value)| default[name] != *value).collect())
+}
+
+#[test]
+fn a_preset_sets_what_it_says_and_a_partition_keeps_that() {
+    let presets = [
+        (
+            PartitionOptions::point_reads(),
+            serde_json::json!({ "block_bytes": 2048, "filter_bits_per_key": 15.0 }),
+        ),
+        (
+            PartitionOptions::scans(),
+            serde_json::json!({ "block_bytes": 32768, "filter_bits_per_key": 0.0 }),
+        ),
+        (
+            PartitionOptions::write_heavy(),
+            serde_json::json!({ "block_bytes": 16384, "l0_runs": 12 }),
+        ),
+    ];
+    for (number, (preset, expected)) in presets.iter().enumerate() {
+        assert_eq!(set_by(preset), *expected);
+        let mut store = Store::new();
+        let partition = store.keyspace().partition("p", preset.clone()).unwrap();
+        fill(&partition, 500);
+        drop(partition);
+        store.keyspace().flush().unwrap();
+        store.reopen();
+        let partition = store.keyspace().partition("p", preset.clone()).unwrap();
+        assert_eq!((partition.options(), partition.len().unwrap()), (preset.clone(), 500));
+        let (other, _) = &presets[(number + 1) % presets.len()];
+        let error = store.keyspace().partition("p", other.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FixInput, "{error}");
+    }
+}
+
 #[test]
 fn every_option_is_stored_and_holds_its_data_through_reopening_and_crash() {
     let mut store = Store::new();

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use esker::{
-    Config, Error, ErrorKind, Keyspace, PartitionOptions, Slice, TxKeyspace, TxKind, TxPartition,
-    WriteTx,
+    Config, Durability, Error, ErrorKind, Keyspace, PartitionOptions, Slice, TxKeyspace, TxKind,
+    TxPartition, WriteTx,
 };
 use esker_tests::chaos::{self, Rng};
 
@@ -99,6 +99,44 @@ fn a_transaction_that_is_dropped_or_rolled_back_leaves_nothing() {
         assert_eq!(keyspace.seqno(), before);
         assert!(p.is_empty().unwrap());
     });
+}
+
+#[test]
+fn a_transaction_syncs_when_its_durability_says_so() {
+    use Durability::{Buffer, SyncAll, SyncData};
+    for kind in KINDS {
+        // What the keyspace has, what the transaction asks for, and the syncs that this takes.
+        for (general, own, expected) in [
+            (Buffer, None, 0),
+            (Buffer, Some(Buffer), 0),
+            (Buffer, Some(SyncData), 1),
+            (Buffer, Some(SyncAll), 1),
+            (SyncData, None, 1),
+            (SyncData, Some(Buffer), 0),
+        ] {
+            let dir = chaos::memory_dir();
+            let config = Config::new(dir.path().join("db")).durability(general);
+            let keyspace = config.open_transactional(kind).unwrap();
+            let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
+            // Nothing is left to sync but what follows.
+            keyspace.persist(SyncAll).unwrap();
+            let syncs = || keyspace.statistics().journal_syncs;
+            let before = syncs();
+            let mut tx = keyspace.write_tx().unwrap();
+            if let Some(own) = own {
+                tx.durability(own);
+            }
+            tx.insert(&p, "a", "1").unwrap();
+            assert_eq!(syncs(), before, "before the commit");
+            tx.commit().unwrap();
+            assert_eq!(syncs() - before, expected, "{kind:?}, {general:?}, {own:?}");
+            // Whoever changes nothing syncs nothing.
+            let mut tx = keyspace.write_tx().unwrap();
+            tx.durability(SyncAll);
+            tx.commit().unwrap();
+            assert_eq!(syncs() - before, expected, "a transaction without changes");
+        }
+    }
 }
 
 #[test]

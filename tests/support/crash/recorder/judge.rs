@@ -15,7 +15,7 @@ use esker::{Keyspace, VerifyOptions, verify};
 
 use super::history::{Event, History, Known, Recording};
 use super::image::{Image, ROOT};
-use super::workload::{KEYSPACE, config, options};
+use super::workload::{FLEETING, KEYSPACE, config, options};
 use crate::chaos::{self, Entries, Model, Rng};
 
 /// What the judge adds to see whether writing works.
@@ -77,10 +77,12 @@ impl State<'_> {
         }
         let keyspace = config(path).worker_threads(1).create_if_missing(!known.existed).open();
         let keyspace = keyspace.map_err(|e| format!("the keyspace does not open: {e}"))?;
-        let content = chaos::content(&keyspace).map_err(|e| format!("it cannot be read: {e}"))?;
+        let content = read_all(&keyspace).map_err(|e| format!("it cannot be read: {e}"))?;
         let seqno = keyspace.seqno();
-        judge_content(&self.recording.history, known, seqno, &content)?;
+        let whole = judge_content(&self.recording.history, known, seqno, &content)?;
         go_on(keyspace, path, &content, seqno, rng)?;
+        // What the filter has taken away here is still in the state that was judged.
+        let content = whole;
         Ok(Found { seqno, content, existed: catalog || known.existed })
     }
 
@@ -117,16 +119,36 @@ impl State<'_> {
         sound(path, name)?;
         let keyspace = config(path).worker_threads(1).create_if_missing(false).open();
         let keyspace = keyspace.map_err(|e| format!("{name} does not open: {e}"))?;
-        let content = chaos::content(&keyspace).map_err(|e| format!("{name}: {e}"))?;
+        let content = read_all(&keyspace).map_err(|e| format!("{name}: {e}"))?;
         let seqno = keyspace.seqno();
         let mut expected = self.recording.history.model_at(seqno);
         allow_attempts(&self.recording.history, &content, &mut expected);
+        allow_filter(&content, &mut expected);
         if let Some(difference) = chaos::difference(&expected, &content) {
             return Err(format!("{name} at commit {seqno}: {difference}"));
         }
         go_on(keyspace, path, &content, seqno, rng).map_err(|text| format!("{name}: {text}"))?;
         Ok(seqno)
     }
+}
+
+/// Everything, at one moment: merges take entries away meanwhile.
+fn read_all(keyspace: &Keyspace) -> esker::Result<Model> {
+    let snapshot = keyspace.snapshot();
+    let entry = |entry: esker::Result<(esker::Slice, esker::Slice)>| {
+        entry.map(|(key, value)| (key.to_vec(), value.to_vec()))
+    };
+    let mut model = Model::new();
+    for name in keyspace.partitions() {
+        let partition = keyspace.open_partition(&name)?.expect("a partition that is listed");
+        let entries = snapshot.iter(&partition)?.map(entry).collect::<esker::Result<Vec<_>>>()?;
+        let mut back =
+            snapshot.iter(&partition)?.rev().map(entry).collect::<esker::Result<Vec<_>>>()?;
+        back.reverse();
+        assert!(entries == back, "{name}: the two directions differ");
+        model.insert(name, entries.into_iter().collect());
+    }
+    Ok(model)
 }
 
 impl Copies {
@@ -144,7 +166,8 @@ fn sound(path: &Path, when: &str) -> Verdict<()> {
     Err(format!("{when}: verify finds {:?}", report.problems))
 }
 
-fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) -> Verdict<()> {
+/// The content that the history has, with what a filter may have taken away.
+fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) -> Verdict<Model> {
     if seqno < known.durable {
         return Err(format!("commit {} was durable, the newest is {seqno}", known.durable));
     }
@@ -162,9 +185,11 @@ fn judge_content(history: &History, known: &Known, seqno: u64, found: &Model) ->
     let mut differences = Vec::new();
     for mut expected in history.models_at(seqno, known.durable) {
         allow_creations(history, known, seqno, found, &mut expected);
+        let whole = expected.clone();
+        allow_filter(found, &mut expected);
         match chaos::difference(&expected, found) {
             Some(difference) => differences.push(difference),
-            None => return Ok(()),
+            None => return Ok(whole),
         }
     }
     Err(format!("at commit {seqno}: {}", differences.join("\n or ")))
@@ -199,6 +224,14 @@ fn allow_attempts(history: &History, found: &Model, expected: &mut Model) {
     }
 }
 
+/// What a filter takes away may be gone; if it is there, with its newest value.
+fn allow_filter(found: &Model, expected: &mut Model) {
+    for (name, entries) in expected {
+        let is_there = |key: &Vec<u8>| found.get(name).is_some_and(|found| found.contains_key(key));
+        entries.retain(|key, _| !key.starts_with(FLEETING) || is_there(key));
+    }
+}
+
 /// A write, the end, and what a reopening finds.
 fn go_on(
     keyspace: Keyspace,
@@ -222,7 +255,8 @@ fn go_on(
     let mut expected = content.clone();
     let entry = (b"key".to_vec(), b"value".to_vec());
     expected.entry(PARTITION.to_owned()).or_default().extend([entry]);
-    let found = chaos::content(&again).map_err(failed("read"))?;
+    let found = read_all(&again).map_err(failed("read"))?;
+    allow_filter(&found, &mut expected);
     if let Some(difference) = chaos::difference(&expected, &found) {
         return Err(format!("after a write and a reopening: {difference}"));
     }

@@ -26,6 +26,10 @@ pub const KEYSPACE: &str = "db";
 /// The partitions: the first two are never dropped.
 pub const NAMES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 const KEYS: u64 = 40;
+/// Keys that begin so are taken away by the filter sooner or later.
+pub const FLEETING: &[u8] = b"fleeting";
+/// Entries that the filter took away, in all runs.
+pub static TAKEN_AWAY: AtomicU64 = AtomicU64::new(0);
 /// Compactions of all runs that were seen to rewrite blob files.
 pub static BLOBS_REWRITTEN: AtomicU64 = AtomicU64::new(0);
 
@@ -59,7 +63,8 @@ pub fn options(name: &str) -> PartitionOptions {
         .blob_age_cutoff(1.0)
 }
 
-/// A filter that replaces some values by the same: what it does can be lost, or done twice.
+/// A filter that replaces some values by the same: what it does can be lost, or done twice. It takes
+/// entries of some keys away.
 struct Same;
 
 impl CompactionFilterFactory for Same {
@@ -70,6 +75,9 @@ impl CompactionFilterFactory for Same {
 
 impl CompactionFilter for Same {
     fn filter_item(&mut self, item: &FilterItem<'_>, _: &FilterContext) -> esker::Result<Verdict> {
+        if item.key().starts_with(FLEETING) {
+            return Ok(Verdict::Remove);
+        }
         let some = item.key().last().is_some_and(|byte| byte.is_multiple_of(4));
         if some { item.value().map(Verdict::ReplaceValue) } else { Ok(Verdict::Keep) }
     }
@@ -154,6 +162,8 @@ impl Run {
 
     fn close(&self, keyspace: Opened) {
         let seqno = keyspace.seqno();
+        let taken = keyspace.statistics().partitions.iter().map(|p| p.filter_removed).sum();
+        TAKEN_AWAY.fetch_add(taken, Ordering::Relaxed);
         keyspace.close().expect("close");
         self.ack(&Ack::Durable { seqno });
     }
@@ -168,6 +178,13 @@ impl Run {
             let key = format!("key {:02}", rng.below(KEYS)).into_bytes();
             let value = if rng.one_in(4) { None } else { Some(value(rng)) };
             changes.push((partition, key, value.into()));
+        }
+        if rng.one_in(6)
+            && let Some(partition) =
+                keyspace.open_partition(NAMES[rng.below(2) as usize]).expect("look up")
+        {
+            let key = [FLEETING, &[b'0' + rng.below(8) as u8]].concat();
+            changes.push((partition, key, Edit::Insert(value(rng))));
         }
         let once = self.once(keyspace, rng, &mut changes);
         if changes.is_empty() {

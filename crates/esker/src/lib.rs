@@ -102,6 +102,7 @@ pub use filter::{CompactionFilter, CompactionFilterFactory, FilterContext, Filte
 pub use ingest::{Ingest, IngestReport};
 pub use iter::{Iter, Keys};
 pub use keyspace::Keyspace;
+pub use listing::{ListedFile, Listing, keep_partitions, read_listing};
 pub use options::{CompactionStrategy, Compression, PartitionOptions};
 pub use partition::Partition;
 pub use progress::{Moved, Phase, Progress};

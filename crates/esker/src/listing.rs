@@ -3,6 +3,7 @@
 //! A first line with magic, version and the hash of the rest; then JSON, one file a line. Grammar:
 //! docs/format.md, "CHECKPOINT".
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -107,6 +108,127 @@ impl CheckpointHead {
             left_out,
         }
     }
+}
+
+/// What a checkpoint or cold copy that nobody has opened for writing holds: its CHECKPOINT file. For
+/// programs that carry it elsewhere.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Listing {
+    /// The id of the keyspace.
+    pub uuid: u128,
+    /// The history that it was taken from.
+    pub timeline: u128,
+    /// The newest commit in it.
+    pub seqno: u64,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// The partitions in it, sorted.
+    pub partitions: Vec<String>,
+    /// Those that the keyspace had and it has not, sorted.
+    pub left_out: Vec<String>,
+    /// Every file but CHECKPOINT itself and LOCK, which an open makes anew.
+    pub files: Vec<ListedFile>,
+}
+
+/// A file of a [`Listing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedFile {
+    /// Relative to the directory, with slashes.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The XXH3-128 of its content, but for journal segments.
+    pub xxh3: Option<u128>,
+    /// The partition that it belongs to; none of CATALOG and the journal.
+    pub partition: Option<String>,
+}
+
+/// Reads what the checkpoint or cold copy in `dir` holds. Its files are not looked at: see
+/// [`verify`](crate::verify).
+///
+/// # Errors
+///
+/// [`Error::Io`], as when there is no CHECKPOINT: the directory was opened for writing since, or is
+/// none. [`Error::Corrupt`] when CHECKPOINT or CATALOG are damaged or do not fit each other.
+pub fn read_listing(dir: impl AsRef<Path>) -> Result<Listing> {
+    let dir = dir.as_ref();
+    let CheckpointFile { head, files: records } = read_checkpoint(dir)?;
+    let catalog = Catalog::load(dir)?;
+    let path = files::checkpoint(dir);
+    let hex = |text: &str| {
+        let number = u128::from_str_radix(text, 16);
+        number.map_err(|_| Error::corrupt(&path, None, format!("{text:?} is no hash or id")))
+    };
+    let names: BTreeMap<u64, &String> =
+        catalog.partitions.iter().map(|entry| (entry.tree, &entry.name)).collect();
+    let file = |record: FileRecord| {
+        let tree = record.path.strip_prefix("partitions/").and_then(|rest| rest.split_once('/'));
+        let tree = tree.and_then(|(id, _)| files::parse_id(id));
+        let partition = tree.and_then(|tree| names.get(&tree));
+        if partition.is_none() && tree.is_some() {
+            let what = format!("CATALOG has no partition for {}", record.path);
+            return Err(Error::corrupt(&path, None, what));
+        }
+        Ok(ListedFile {
+            xxh3: record.xxh3.as_deref().map(hex).transpose()?,
+            path: record.path,
+            bytes: record.bytes,
+            partition: partition.map(ToString::to_string),
+        })
+    };
+    Ok(Listing {
+        uuid: hex(&head.uuid)?,
+        timeline: hex(&head.timeline)?,
+        seqno: head.seqno,
+        created_ms: head.created_ms,
+        partitions: head.partitions,
+        left_out: head.left_out,
+        files: records.into_iter().map(file).collect::<Result<_>>()?,
+    })
+}
+
+/// Makes the checkpoint in `dir` one of these partitions alone, by a new CATALOG and CHECKPOINT that
+/// know no others, as if it had been taken so. The files of the others need not be there, and are not
+/// removed. For a directory that is being built: what it holds is not synced, and an interruption may
+/// leave it without CHECKPOINT.
+///
+/// # Errors
+///
+/// As [`read_listing`]; [`Error::NoSuchPartition`].
+pub fn keep_partitions(
+    dir: impl AsRef<Path>,
+    names: impl IntoIterator<Item = impl Into<String>>,
+) -> Result<()> {
+    let dir = dir.as_ref();
+    let names: BTreeSet<String> = names.into_iter().map(Into::into).collect();
+    let CheckpointFile { head, files: records } = read_checkpoint(dir)?;
+    let mut catalog = Catalog::load(dir)?;
+    let is_there = |name: &&String| head.partitions.contains(name);
+    if let Some(missing) = names.iter().find(|name| !is_there(name)) {
+        return Err(Error::NoSuchPartition { name: missing.clone() });
+    }
+    catalog.partitions.retain(|entry| names.contains(&entry.name));
+    let (kept, mut left_out): (Vec<_>, Vec<_>) =
+        head.partitions.into_iter().partition(|name| names.contains(name));
+    left_out.extend(head.left_out);
+    left_out.sort();
+    let bytes = catalog.encode();
+    let trees: BTreeSet<String> =
+        catalog.partitions.iter().map(|entry| format!("partitions/{}/", entry.tree)).collect();
+    let of_others = |path: &str| {
+        path.starts_with("partitions/") && !trees.iter().any(|tree| path.starts_with(tree))
+    };
+    let mut records: Vec<_> = records.into_iter().filter(|r| !of_others(&r.path)).collect();
+    for record in records.iter_mut().filter(|record| record.path == files::CATALOG) {
+        record.bytes = bytes.len() as u64;
+        record.xxh3 = Some(format!("{:032x}", xxh3_128(&bytes)));
+    }
+    let head = CheckpointHead { partitions: kept, left_out, ..head };
+    files::remove(&files::checkpoint(dir))?;
+    files::replace(&files::catalog(dir), &bytes)?;
+    files::replace(&files::checkpoint(dir), &encode_checkpoint(&head, &records)?)
 }
 
 /// The whole file.

@@ -1,0 +1,179 @@
+//! What is under way, as objects that others look at before they delete anything.
+//!
+//! A lease says which kind of work it is and which backups it relies on. It is written anew while the
+//! work goes on; one that was not for [`EXPIRY`] belongs to somebody who is gone. Its age is told by the
+//! store's clock alone, which the one who looks asks by writing an object of his own.
+//!
+//! What must stay true: whoever relies on something takes the lease first and looks whether it is there
+//! afterwards; whoever deletes takes his lease first, deletes manifests, looks at the leases, and only
+//! then deletes pieces. So of two who meet, one always sees the other.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use object_store::ObjectMeta;
+use object_store::path::Path;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::layout::{self, BackupId};
+use crate::store::Store;
+
+/// A lease that was not renewed for so long is nobody's any more.
+pub(crate) const EXPIRY: Duration = Duration::from_secs(15 * 60);
+const RENEW_EVERY: Duration = Duration::from_secs(3 * 60);
+
+/// What somebody is doing.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Work {
+    /// Adds files that no manifest names yet.
+    Push,
+    /// Reads the files of a backup.
+    Restore,
+    /// Deletes.
+    Prune,
+}
+
+/// The content of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    pub(crate) work: Work,
+    /// The names of the manifests that must stay, with their files.
+    pub(crate) relies_on: Vec<String>,
+}
+
+/// A lease of ours, renewed until it is released. One that is dropped expires.
+pub(crate) struct Lease {
+    store: Store,
+    object: Path,
+    renewed: Arc<Mutex<Renewed>>,
+    renewing: JoinHandle<()>,
+}
+
+/// When it was written last. By the wall clock, which goes on while the machine sleeps.
+struct Renewed {
+    at: SystemTime,
+    /// Whether it ever was older than it may be.
+    lost: bool,
+}
+
+impl Renewed {
+    fn is_late(&self) -> bool {
+        self.lost || self.at.elapsed().unwrap_or_default() > EXPIRY
+    }
+}
+
+impl Lease {
+    /// Tells everybody. On the repository's runtime.
+    pub(crate) async fn take(store: &Store, work: Work, relies_on: &[BackupId]) -> Result<Self> {
+        let object = Path::from(format!("{}/{:016x}", layout::LEASES, rand::random::<u64>()));
+        let relies_on = relies_on.iter().map(|id| id.object().to_string()).collect();
+        let claim = Claim { work, relies_on };
+        let body = serde_json::to_vec(&claim).expect("plain values have a JSON");
+        let body = bytes::Bytes::from(body);
+        let renewed = Arc::new(Mutex::new(Renewed { at: SystemTime::now(), lost: false }));
+        store.put(&object, body.clone()).await?;
+        let renewing = {
+            let (store, object, renewed) = (store.clone(), object.clone(), Arc::clone(&renewed));
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(RENEW_EVERY).await;
+                    let at = SystemTime::now();
+                    match store.put_once(&object, body.clone()).await {
+                        Ok(()) => {
+                            let mut renewed = renewed.lock();
+                            let lost = renewed.is_late();
+                            *renewed = Renewed { at, lost };
+                        }
+                        Err(error) => tracing::warn!(%error, "a lease could not be renewed"),
+                    }
+                }
+            })
+        };
+        Ok(Self { store: store.clone(), object, renewed, renewing })
+    }
+
+    /// Refuses if others may have taken us for gone, if only for a while.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.renewed.lock().is_late() {
+            return Err(Error::LeaseLost { lease: self.object.to_string() });
+        }
+        Ok(())
+    }
+
+    /// The work is done. Credentials that cannot delete leave it to expire.
+    pub(crate) async fn release(self) {
+        self.renewing.abort();
+        if let Err(error) = self.store.remove(&self.object).await {
+            tracing::debug!(%error, "a lease stays behind until it expires");
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+/// A lease that somebody holds, or held.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) object: Path,
+    pub(crate) claim: Claim,
+}
+
+/// The leases of others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leases {
+    pub(crate) live: Vec<Held>,
+    /// Nobody's any more, and whatever else lies there and is as old.
+    pub(crate) expired: Vec<Path>,
+    /// The store's clock.
+    pub(crate) now_ms: u64,
+}
+
+impl Leases {
+    pub(crate) fn of(&self, work: Work) -> impl Iterator<Item = &Held> {
+        self.live.iter().filter(move |held| held.claim.work == work)
+    }
+}
+
+pub(crate) fn written_ms(meta: &ObjectMeta) -> u64 {
+    u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0)
+}
+
+/// Whether a lease written then is nobody's any more.
+pub(crate) fn is_expired(written_ms: u64, now_ms: u64) -> bool {
+    now_ms.saturating_sub(written_ms) > EXPIRY.as_millis() as u64
+}
+
+/// All leases but `own`, as of now by the store's clock, which a probe tells: `own` may be minutes old.
+pub(crate) async fn held(store: &Store, own: &Lease) -> Result<Leases> {
+    let probe = Path::from(format!("{}/{:016x}", layout::PROBES, rand::random::<u64>()));
+    store.put(&probe, bytes::Bytes::new()).await?;
+    let gone = || Error::corrupt(probe.to_string(), "it was removed");
+    let now_ms = written_ms(&store.head(&probe).await?.ok_or_else(gone)?);
+    if let Err(error) = store.remove(&probe).await {
+        tracing::debug!(%error, object = %probe, "a probe stays behind");
+    }
+    let mut leases = Leases { now_ms, ..Leases::default() };
+    for object in store.list(layout::LEASES).await? {
+        if object.location == own.object {
+            continue;
+        }
+        if is_expired(written_ms(&object), now_ms) {
+            leases.expired.push(object.location);
+            continue;
+        }
+        // Released meanwhile.
+        let Some(body) = store.read(&object.location, None).await? else { continue };
+        let claim = serde_json::from_slice(&body)
+            .map_err(|e| Error::corrupt(object.location.to_string(), e.to_string()))?;
+        leases.live.push(Held { object: object.location, claim });
+    }
+    Ok(leases)
+}

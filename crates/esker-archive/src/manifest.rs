@@ -1,0 +1,335 @@
+//! A backup's manifest: bytes ↔ every file of it, in full. The grammar is in docs/format.md, "Backup".
+//!
+//! What must stay true: a manifest that was decoded is safe to follow. Its paths are those of a
+//! keyspace and none comes twice, its lengths agree with each other, and decoding it takes memory in
+//! proportion to a limit, whatever it claims.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::error::{Error, Result};
+use crate::layout::{BackupId, PIECE_BYTES, PIECES_MAX, check_directory, check_path, parse_hex};
+use crate::piece;
+use crate::seal::{Nonce, Sealer};
+
+const MAGIC: &[u8; 8] = b"ESKRBKP\0";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 48;
+/// Unpacked, a manifest is no longer: some ten million files.
+const JSON_BYTES_MAX: u64 = 2 << 30;
+/// Files up to this length stand in the manifest itself: CATALOG, CHECKPOINT, `current` and most
+/// version manifests, which are new in every backup and would be an object each.
+pub(crate) const INLINE_BYTES_MAX: u64 = 16 << 10;
+const LEVEL: i32 = 3;
+
+/// One backup, as its manifest tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) id: BackupId,
+    pub(crate) created_ms: u64,
+    pub(crate) label: Option<String>,
+    /// In it, and left out of it; sorted.
+    pub(crate) partitions: Vec<String>,
+    pub(crate) left_out: Vec<String>,
+    /// Bytes of objects that were not there before.
+    pub(crate) added_bytes: u64,
+    /// Directories of trees, which may be empty: `partitions/<tree>/tables` and `…/blobs`.
+    pub(crate) directories: Vec<String>,
+    pub(crate) files: Vec<File>,
+}
+
+/// One file of a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct File {
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    /// Of its content.
+    pub(crate) xxh3: u128,
+    /// The partition that it belongs to, if any.
+    pub(crate) partition: Option<String>,
+    pub(crate) content: Content,
+}
+
+/// Where a file's content is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Here.
+    Inline(Vec<u8>),
+    /// In objects of so many bytes.
+    Pieces(Vec<u64>),
+}
+
+impl File {
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Inline(_) => 0,
+            Content::Pieces(pieces) => pieces.iter().sum(),
+        }
+    }
+}
+
+impl Manifest {
+    /// Raw bytes of all files.
+    pub(crate) fn raw_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Bytes of the objects that it names, each counted once.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let unique: BTreeMap<_, _> =
+            self.files.iter().map(|f| ((f.xxh3, f.bytes), f.stored_bytes())).collect();
+        unique.values().sum()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    created_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    partitions: Vec<String>,
+    left_out: Vec<String>,
+    added_bytes: u64,
+    directories: Vec<String>,
+    files: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    path: String,
+    bytes: u64,
+    xxh3: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partition: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inline: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pieces: Vec<u64>,
+}
+
+impl Manifest {
+    pub(crate) fn encode(&self, sealer: &Sealer) -> Vec<u8> {
+        let entry = |file: &File| {
+            let (inline, pieces) = match &file.content {
+                Content::Inline(bytes) => (Some(to_hex(bytes)), Vec::new()),
+                Content::Pieces(pieces) => (None, pieces.clone()),
+            };
+            Entry {
+                path: file.path.clone(),
+                bytes: file.bytes,
+                xxh3: format!("{:032x}", file.xxh3),
+                partition: file.partition.clone(),
+                inline,
+                pieces,
+            }
+        };
+        let body = Body {
+            created_ms: self.created_ms,
+            label: self.label.clone(),
+            partitions: self.partitions.clone(),
+            left_out: self.left_out.clone(),
+            added_bytes: self.added_bytes,
+            directories: self.directories.clone(),
+            files: self.files.iter().map(entry).collect(),
+        };
+        let json = serde_json::to_vec(&body).expect("plain values have a JSON");
+        let packed = zstd::bulk::compress(&json, LEVEL).expect("a level that zstd has");
+        let nonce = sealer.nonce();
+        let sealed = sealer.seal(packed, nonce, 0, self.id.object().as_ref().as_bytes());
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&u32::from(sealer.is_sealing()).to_le_bytes());
+        bytes.extend_from_slice(&nonce);
+        let check = check_of(self.id, &bytes, &sealed);
+        bytes.extend_from_slice(&check.to_le_bytes());
+        bytes.extend_from_slice(&sealed);
+        bytes
+    }
+
+    /// Parses and checks the manifest of `id`.
+    pub(crate) fn decode(id: BackupId, bytes: &[u8], sealer: &Sealer) -> Result<Self> {
+        let object = id.object().to_string();
+        let corrupt = |what: &str| Error::corrupt(&object, what);
+        let Some((header, sealed)) = bytes.split_at_checked(HEADER_BYTES) else {
+            return Err(corrupt("it is cut short"));
+        };
+        if &header[..8] != MAGIC {
+            return Err(corrupt("it does not begin as a manifest does"));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));
+        if u32_at(8) != VERSION {
+            return Err(Error::UnsupportedFormat { object, found: u32_at(8), supported: VERSION });
+        }
+        if check_of(id, &header[..32], sealed).to_le_bytes() != header[32..] {
+            return Err(corrupt("it does not match its check"));
+        }
+        if u32_at(12) != u32::from(sealer.is_sealing()) {
+            return Err(corrupt("it is encrypted and its repository is not, or the reverse"));
+        }
+        let nonce: Nonce = header[16..32].try_into().expect("sixteen");
+        let packed = sealer.open(sealed, nonce, 0, id.object().as_ref().as_bytes());
+        let packed = packed.ok_or_else(|| corrupt("it does not open with the key"))?;
+        let json = unpack(&packed).ok_or_else(|| corrupt("it does not decompress"))?;
+        let body: Body = serde_json::from_slice(&json)
+            .map_err(|e| corrupt(&format!("its list cannot be read: {e}")))?;
+        Self::check(id, body).map_err(|what| corrupt(&what))
+    }
+
+    fn check(id: BackupId, mut body: Body) -> std::result::Result<Self, String> {
+        let mut paths = BTreeSet::new();
+        let mut total = 0_u64;
+        let mut files = Vec::with_capacity(body.files.len());
+        for entry in std::mem::take(&mut body.files) {
+            let path = entry.path.clone();
+            let file = check_entry(entry).map_err(|what| format!("{path:?}: {what}"))?;
+            let sum = total.checked_add(file.bytes).filter(|sum| *sum < 1 << 60);
+            total = sum.ok_or("its files are longer than any disk")?;
+            if !paths.insert(path) {
+                return Err(format!("{:?} is there twice", file.path));
+            }
+            files.push(file);
+        }
+        body.directories.iter().try_for_each(|d| check_directory(d)).map_err(|e| e.to_string())?;
+        let Body { created_ms, label, partitions, left_out, added_bytes, directories, .. } = body;
+        Ok(Self { id, created_ms, label, partitions, left_out, added_bytes, directories, files })
+    }
+}
+
+fn check_entry(entry: Entry) -> std::result::Result<File, String> {
+    check_path(&entry.path).map_err(|e| e.to_string())?;
+    let xxh3 = parse_hex(&entry.xxh3, 32).ok_or("its hash is none")?;
+    let content = match entry.inline {
+        Some(_) if !entry.pieces.is_empty() => return Err("it is here and elsewhere".into()),
+        Some(text) => {
+            let bytes = from_hex(&text).ok_or("its content is not pairs of hex digits")?;
+            if bytes.len() as u64 != entry.bytes || xxh3_128(&bytes) != xxh3 {
+                return Err("its content is another one".into());
+            }
+            Content::Inline(bytes)
+        }
+        None => {
+            let pieces = entry.bytes.div_ceil(PIECE_BYTES);
+            if pieces > PIECES_MAX || entry.pieces.len() as u64 != pieces {
+                return Err("its pieces do not make up its length".into());
+            }
+            for (number, stored) in (0..).zip(&entry.pieces) {
+                let raw = (entry.bytes - number * PIECE_BYTES).min(PIECE_BYTES);
+                if *stored > piece::stored_bytes_max(raw) || *stored <= piece::tail_bytes(raw) {
+                    return Err("a piece of it cannot be as long as it says".into());
+                }
+            }
+            Content::Pieces(entry.pieces)
+        }
+    };
+    Ok(File { path: entry.path, bytes: entry.bytes, xxh3, partition: entry.partition, content })
+}
+
+/// Bound to the name: a manifest under another name is not that backup.
+fn check_of(id: BackupId, header: &[u8], sealed: &[u8]) -> u128 {
+    xxh3_128(&[id.object().as_ref().as_bytes(), header, sealed].concat())
+}
+
+fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    let mut json = Vec::new();
+    let reader = zstd::stream::read::Decoder::new(packed).ok()?;
+    let read = reader.take(JSON_BYTES_MAX + 1).read_to_end(&mut json).ok()?;
+    (read as u64 <= JSON_BYTES_MAX).then_some(json)
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(parse_hex(std::str::from_utf8(pair).ok()?, 2)? as u8)).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::seal::Key;
+
+    pub(crate) fn example() -> Manifest {
+        let inline = b"a catalog".to_vec();
+        Manifest {
+            id: BackupId { uuid: 1, timeline: 2, seqno: 77, tag: 4 },
+            created_ms: 5,
+            label: Some("before the upgrade".into()),
+            partitions: vec!["users".into()],
+            left_out: vec!["statistics".into()],
+            added_bytes: 6,
+            directories: vec!["partitions/3/blobs".into()],
+            files: vec![
+                File {
+                    path: "CATALOG".into(),
+                    bytes: 9,
+                    xxh3: xxh3_128(&inline),
+                    partition: None,
+                    content: Content::Inline(inline),
+                },
+                File {
+                    path: "partitions/3/tables/0".into(),
+                    bytes: PIECE_BYTES + 5,
+                    xxh3: 9,
+                    partition: Some("users".into()),
+                    content: Content::Pieces(vec![1000, 90]),
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn a_manifest_comes_back() {
+        for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
+            let manifest = example();
+            let bytes = manifest.encode(&sealer);
+            assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
+            let hidden = !bytes.windows(5).any(|window| window == b"users");
+            assert!(hidden || !sealer.is_sealing());
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_every_cut_and_another_name_is_refused() {
+        for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
+            let manifest = example();
+            let bytes = manifest.encode(&sealer);
+            for at in 0..bytes.len() {
+                let mut rotten = bytes.clone();
+                rotten[at] ^= 1 << (at % 8);
+                assert!(Manifest::decode(manifest.id, &rotten, &sealer).is_err(), "byte {at}");
+                assert!(Manifest::decode(manifest.id, &bytes[..at], &sealer).is_err(), "cut {at}");
+            }
+            let other = BackupId { seqno: 78, ..manifest.id };
+            assert!(Manifest::decode(other, &bytes, &sealer).is_err());
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_lies_is_refused() {
+        let refuse = |what: &str, change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = example();
+            change(&mut manifest);
+            let sealer = Sealer::new(None);
+            let decoded = Manifest::decode(manifest.id, &manifest.encode(&sealer), &sealer);
+            let error = decoded.unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        refuse("no file of a keyspace", &|m| m.files[0].path = "../CATALOG".into());
+        refuse("no directory of", &|m| m.directories[0] = "partitions/3/..".into());
+        refuse("is there twice", &|m| m.files.push(m.files[0].clone()));
+        refuse("another one", &|m| m.files[0].bytes = 8);
+        refuse("another one", &|m| m.files[0].xxh3 ^= 1);
+        refuse("do not make up", &|m| m.files[1].bytes = 5);
+        refuse("do not make up", &|m| m.files[1].bytes = u64::MAX);
+        refuse("cannot be as long", &|m| m.files[1].content = Content::Pieces(vec![u64::MAX, 90]));
+        refuse("cannot be as long", &|m| m.files[1].content = Content::Pieces(vec![1000, 0]));
+    }
+}

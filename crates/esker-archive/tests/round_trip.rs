@@ -1,0 +1,128 @@
+//! Push and restore over a local directory and over memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use esker::{Keyspace, PartitionOptions, VerifyOptions};
+use esker_archive::{Key, PushOptions, Repository, RepositoryOptions, RestoreOptions};
+use object_store::memory::InMemory;
+
+fn fill(keyspace: &Keyspace, name: &str, numbers: std::ops::Range<u32>) {
+    let options =
+        PartitionOptions::default().separate_values_from(Some(2_000)).table_bytes(1 << 20);
+    let partition = keyspace.partition(name, options).unwrap();
+    let mut state = 3_u64;
+    for number in numbers {
+        let len = 500 + number as usize % 3_000;
+        let step = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number.into());
+            (state >> 56) as u8
+        };
+        let value: Vec<u8> = (0..len).map(step).collect();
+        partition.insert(number.to_be_bytes(), value).unwrap();
+    }
+}
+
+/// The entries of each partition.
+type Content = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;
+
+fn content(path: &Path) -> Content {
+    let keyspace = esker::Config::new(path).read_only(true).open().unwrap();
+    let read = |name: String| {
+        let partition = keyspace.open_partition(&name).unwrap().unwrap();
+        let entries = partition.iter().unwrap().map(|entry| {
+            let (key, value) = entry.unwrap();
+            (key.to_vec(), value.to_vec())
+        });
+        let entries = entries.collect();
+        (name, entries)
+    };
+    keyspace.partitions().into_iter().map(read).collect()
+}
+
+fn assert_sound(path: &Path) {
+    let report = esker::verify(path, VerifyOptions::default()).unwrap();
+    assert!(report.is_sound() && report.strays.is_empty(), "{report:?}");
+}
+
+#[test]
+fn what_is_pushed_comes_back_and_only_what_is_new_travels() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for key in [None, Some(Key::generate())] {
+        let options = key
+            .clone()
+            .map_or(RepositoryOptions::default(), |key| RepositoryOptions::default().key(key));
+        let name = if key.is_some() { "encrypted" } else { "plain" };
+        let repository = Repository::create(at(name).to_str().unwrap(), options.clone()).unwrap();
+        assert!(repository.about().conditional_create);
+        let keyspace = Keyspace::open(at(&format!("{name} db"))).unwrap();
+        fill(&keyspace, "users", 0..20_000);
+        fill(&keyspace, "statistics", 0..500);
+        keyspace.flush().unwrap();
+        let first = repository.push(&keyspace, PushOptions::default().label("first")).unwrap();
+        assert!(first.sent_bytes > 20 << 20, "{first:?}");
+        let again = repository.push(&keyspace, PushOptions::default()).unwrap();
+        assert_eq!((again.sent_bytes, again.new_files), (0, 0), "{again:?}");
+        fill(&keyspace, "users", 20_000..20_100);
+        let expected = {
+            keyspace.backup_to(at(&format!("{name} expected"))).unwrap();
+            content(&at(&format!("{name} expected")))
+        };
+        let third = repository.push(&keyspace, PushOptions::default()).unwrap();
+        assert!(third.sent_bytes < 1 << 20, "{third:?}");
+        assert_eq!(repository.list().unwrap().len(), 3);
+        drop(repository);
+        let repository = Repository::open(at(name).to_str().unwrap(), options).unwrap();
+        for (number, chunk) in [(1, 1 << 20), (2, 4 << 20), (5, 32 << 20)] {
+            let target = at(&format!("{name} restored {number}"));
+            let options = RestoreOptions::default().download_workers(number).chunk_bytes(chunk);
+            let newest = repository.find(None).unwrap();
+            let report = repository.restore(newest, &target, options.buffer_bytes_max(1)).unwrap();
+            assert_eq!(report.seqno, third.seqno);
+            assert_sound(&target);
+            assert_eq!(content(&target), expected);
+            let error = repository.restore(newest, &target, RestoreOptions::default()).unwrap_err();
+            assert!(matches!(error, esker_archive::Error::TargetExists { .. }), "{error}");
+        }
+        let target = at(&format!("{name} users"));
+        let options = RestoreOptions::default().partitions(["users"]);
+        repository.restore(repository.find(None).unwrap(), &target, options).unwrap();
+        assert_sound(&target);
+        let users: Vec<_> = expected.iter().filter(|(name, _)| name == "users").cloned().collect();
+        assert_eq!(content(&target), users);
+        let first_id = repository.find(Some(&first.backup)).unwrap();
+        let options = RestoreOptions::default().delta(true);
+        let report =
+            repository.restore(first_id, at(&format!("{name} restored 1")), options).unwrap();
+        assert!(report.reused_bytes > 20 << 20 && report.fetched_bytes < 1 << 20, "{report:?}");
+        assert_sound(&at(&format!("{name} restored 1")));
+    }
+}
+
+#[test]
+fn a_wrong_key_is_told_and_nothing_readable_is_stored() {
+    let store = Arc::new(InMemory::new());
+    let key = Key::generate();
+    let options = RepositoryOptions::default().key(key.clone());
+    let repository = Repository::create_in(store.clone(), "backups/db", options).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = Keyspace::open(dir.path().join("db")).unwrap();
+    let secrets = keyspace.partition("secrets", Default::default()).unwrap();
+    for number in 0..2_000_u32 {
+        secrets.insert(number.to_be_bytes(), "the password is swordfish").unwrap();
+    }
+    keyspace.flush().unwrap();
+    repository.push(&keyspace, PushOptions::default().label("swordfish")).unwrap();
+    let open = |options| Repository::open_in(store.clone(), "backups/db", options).map(|_| ());
+    for (options, said) in [
+        (RepositoryOptions::default(), "is encrypted, and no key was given"),
+        (RepositoryOptions::default().key(Key::generate()), "is encrypted with another key"),
+    ] {
+        let error = open(options).unwrap_err().to_string();
+        assert!(error.contains(said) && !error.contains(&key.to_hex()), "{error}");
+    }
+    open(RepositoryOptions::default().key(key)).unwrap();
+    let text = format!("{store:?}");
+    assert!(!text.contains("swordfish") && !text.contains("secrets"));
+}

@@ -25,6 +25,10 @@ pub enum Failure {
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] esker::Error),
+    /// The repository refused or failed.
+    #[cfg(feature = "archive")]
+    #[error(transparent)]
+    Archive(#[from] esker_archive::Error),
     /// The engine failed when part of the work was done; says how much.
     #[error("{done}: {cause}")]
     Partway {
@@ -59,6 +63,12 @@ impl Failure {
             Self::Engine(cause) | Self::Partway { cause, .. } => match cause.kind() {
                 ErrorKind::Corrupt => 3,
                 ErrorKind::Locked => 4,
+                _ => 1,
+            },
+            #[cfg(feature = "archive")]
+            Self::Archive(cause) => match cause.kind() {
+                esker_archive::ErrorKind::Corrupt => 3,
+                esker_archive::ErrorKind::Locked => 4,
                 _ => 1,
             },
             Self::Failed(_) => 1,

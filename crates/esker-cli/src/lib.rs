@@ -5,6 +5,7 @@
 //! never exits by itself: it returns, so that whatever it holds (locks, temporary directories,
 //! progress on the screen) is released before the process ends.
 
+mod archive;
 mod checkpoint;
 mod demo;
 mod digest;
@@ -56,6 +57,7 @@ enum Command {
     Verify(checkpoint::VerifyArgs),
     ImportFjall(migrate::ImportArgs),
     ExportFjall(migrate::ExportArgs),
+    Archive(archive::Args),
 }
 
 /// The whole program, on the arguments of this process.
@@ -74,9 +76,9 @@ pub fn main() -> ExitCode {
 
 /// Parses the arguments; wrong usage ends the process here, with clap's message and code 2.
 fn parse() -> Cli {
-    let mut command = Cli::command()
-        .after_help(EXIT_CODES)
-        .mut_subcommands(|subcommand| subcommand.after_help(EXIT_CODES));
+    let mut command = Cli::command().after_help(EXIT_CODES).mut_subcommands(|verb| {
+        verb.after_help(EXIT_CODES).mut_subcommands(|verb| verb.after_help(EXIT_CODES))
+    });
     let matches = command.get_matches_mut();
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
@@ -97,6 +99,7 @@ fn dispatch(command: &Command, console: Console) -> Outcome {
         Command::Verify(args) => checkpoint::verify(args, console),
         Command::ImportFjall(args) => migrate::import(args, console),
         Command::ExportFjall(args) => migrate::export(args, console),
+        Command::Archive(args) => archive::run(args, console),
     }
 }
 

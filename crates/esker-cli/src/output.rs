@@ -119,6 +119,18 @@ impl Bar {
         self.0.set_position(done);
     }
 
+    /// Shows bytes of a total, as they are now.
+    #[cfg(feature = "archive")]
+    pub fn show_bytes(&self, done: u64, total: u64) {
+        if self.0.is_hidden() {
+            return;
+        }
+        if total > 0 && self.0.length() != Some(total) {
+            self.set_total(total);
+        }
+        self.0.set_position(done);
+    }
+
     /// Writes a warning on stderr without tearing the bar.
     pub fn warn(&self, sentence: impl Display) {
         self.0.suspend(|| complain(sentence));

@@ -717,6 +717,247 @@ fn a_service_checkpoints_while_open_and_the_program_reads_the_checkpoint() {
     shell.run(&["verify", "target"]).ok();
 }
 
+// ---- archive
+
+#[cfg(not(feature = "archive"))]
+#[test]
+fn archives_say_if_this_program_cannot() {
+    let shell = Shell::new();
+    shell.run(&["archive", "list", "repo"]).fails_in_one_line(1, &["--features archive"]);
+}
+
+#[cfg(feature = "archive")]
+mod archive {
+    use super::*;
+
+    #[track_caller]
+    fn json(ran: &Ran) -> Value {
+        serde_json::from_str(&ran.ok()).unwrap()
+    }
+
+    #[test]
+    fn what_is_pushed_is_listed_checked_drilled_restored_and_pruned() {
+        let shell = Shell::new();
+        shell.store();
+        let digest = shell.run(&["digest", "store"]).ok();
+        assert!(shell.run(&["archive", "init", "repo"]).ok().starts_with("repository "));
+        let pushed = json(&shell.run(&["archive", "push", "repo", "store", "--json"]));
+        assert!(
+            pushed["sent_bytes"].as_u64() > Some(0) && pushed["freeze_us"].as_f64() > Some(0.0)
+        );
+        shell.run(&["checkpoint", "store", "checkpoint"]).ok();
+        let second = ["archive", "push", "repo", "checkpoint", "--label", "second", "--json"];
+        let second = json(&shell.run(&second));
+        assert_eq!(second["new_files"], 0);
+        let listed = json(&shell.run(&["archive", "list", "repo", "--json"]));
+        assert_eq!(listed[0]["backup"], pushed["backup"]);
+        assert_eq!(
+            (&listed[1]["label"], &listed[1]["pinned_bytes"]),
+            (&"second".into(), &0.into())
+        );
+        assert_eq!(shell.run(&["archive", "list", "repo"]).ok().lines().count(), 3);
+        assert!(shell.run(&["archive", "info", "repo"]).ok().contains("backups     2"));
+        let name = second["backup"].as_str().unwrap();
+        let info = shell.run(&["archive", "info", "repo", name]).ok();
+        assert!(info.contains("partitions  numbers, words"), "{info}");
+        for how in [&["--read-data"][..], &["--read-data=5%", "--seed", "1"], &[]] {
+            let ran = shell.run(&[&["archive", "check", "repo"], how].concat()).ok();
+            assert!(ran.contains("repo is sound: 2 backups"), "{ran}");
+        }
+        let drill = shell.run(&["archive", "drill", "repo"]).ok();
+        assert!(drill.starts_with(&digest), "{drill} {digest}");
+        let restored = ["archive", "restore", "repo", "target", "--backup", name, "--json"];
+        assert_eq!(json(&shell.run(&restored))["seqno"], second["seqno"]);
+        assert_eq!(shell.run(&["digest", "target"]).ok(), digest);
+        shell.run(&["verify", "target"]).ok();
+        let one = ["archive", "restore", "repo", "one", "--partition", "words", "--quiet"];
+        assert_eq!(shell.run(&one).ok(), "");
+        assert_eq!(shell.run(&["count", "one"]).ok(), "words\t1\n");
+        let prune = ["archive", "prune", "repo", "--keep-last", "1", "--keep-within", "0s"];
+        let plan = shell.run(&[&prune[..], &["--dry-run"]].concat()).ok();
+        assert!(
+            plan.contains(&format!("remove  {}", pushed["backup"].as_str().unwrap())),
+            "{plan}"
+        );
+        assert!(plan.contains("(label, last, within)") && plan.contains("would be"), "{plan}");
+        let pruned = json(&shell.run(&[&prune[..], &["--json"]].concat()));
+        assert_eq!(pruned["removed"].as_array().unwrap().len(), 1);
+        assert_eq!(json(&shell.run(&["archive", "list", "repo", "--json"]))[0]["backup"], name);
+        shell.run(&["archive", "check", "repo", "--read-data"]).ok();
+        let left = fs::read_dir(shell.dir.path()).unwrap().map(|e| e.unwrap().file_name());
+        let hidden = |name: &std::ffi::OsString| name.to_string_lossy().starts_with('.');
+        assert_eq!(left.filter(hidden).count(), 0, "nothing stays behind");
+    }
+
+    #[test]
+    fn the_key_comes_from_a_file_or_the_environment_and_no_other_opens() {
+        let shell = Shell::new();
+        shell.store();
+        shell.run(&["archive", "keygen", "key"]).ok();
+        shell.run(&["archive", "keygen", "other"]).ok();
+        shell.run(&["archive", "keygen", "key"]).fails_in_one_line(1, &["create key", "exists"]);
+        let key = fs::read_to_string(shell.path("key")).unwrap();
+        let init = ["archive", "init", "repo"];
+        assert_eq!(shell.run(&[&init[..], &["--encrypt"]].concat()).code(), 2);
+        assert_eq!(shell.run(&[&init[..], &["--key-file", "key"]].concat()).code(), 2);
+        assert!(!shell.path("repo").exists());
+        let encrypted = [&init[..], &["--encrypt", "--key-file", "key"]].concat();
+        assert!(shell.run(&encrypted).ok().contains("encrypted"));
+        shell.run(&["archive", "push", "repo", "store", "--key-file", "key"]).ok();
+        for (more, said) in [
+            (&[][..], "no key was given"),
+            (&["--key-file", "other"], "another key"),
+            (&["--key-file", "store/CATALOG"], "key"),
+            (&["--key-file", "nowhere"], "nowhere"),
+        ] {
+            let list = [&["archive", "list", "repo"], more].concat();
+            let stderr = shell.run(&list).fails(1, &[said]);
+            assert!(!stderr.contains(key.trim()), "{stderr}");
+        }
+        let mut command = shell.command(&["archive", "check", "repo", "--read-data"]);
+        let output = command.env("ESKER_ARCHIVE_KEY", key).output().unwrap();
+        Ran { args: "with a key".into(), output }.ok();
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_said_in_one_sentence() {
+        let shell = Shell::new();
+        shell.store();
+        let before = contents(&shell.path("store"));
+        for verb in ["list", "check", "drill"] {
+            shell
+                .run(&["archive", verb, "nowhere"])
+                .fails_in_one_line(1, &["nowhere", "no repository"]);
+            shell.run(&["archive", verb, "store"]).fails_in_one_line(1, &["has no REPOSITORY"]);
+        }
+        shell.run(&["archive", "push", "nowhere", "store"]).fails_in_one_line(1, &["nowhere"]);
+        assert!(!shell.path("nowhere").exists());
+        shell.run(&["archive", "init", "repo"]).ok();
+        shell.run(&["archive", "init", "repo"]).fails_in_one_line(1, &["repository already"]);
+        shell.run(&["archive", "restore", "repo", "target"]).fails_in_one_line(1, &["no backup"]);
+        shell.run(&["archive", "push", "repo", "missing"]).fails(1, &["missing"]);
+        shell.run(&["archive", "push", "repo", "store"]).ok();
+        shell.run(&["archive", "restore", "repo", "store"]).fails_in_one_line(1, &["store exists"]);
+        let unknown = ["archive", "restore", "repo", "target", "--partition", "nobody"];
+        shell.run(&unknown).fails_in_one_line(1, &["nobody"]);
+        assert_eq!(shell.run(&["archive", "prune", "repo"]).code(), 2);
+        assert_eq!(shell.run(&["archive", "prune", "repo", "--keep-within", "30"]).code(), 2);
+        assert_eq!(shell.run(&["archive", "check", "repo", "--read-data=5"]).code(), 2);
+        let keyspace = Keyspace::open(shell.path("store")).unwrap();
+        shell.run(&["archive", "push", "repo", "store"]).fails_in_one_line(4, &["store"]);
+        keyspace.close().unwrap();
+        assert!(contents(&shell.path("store")).len() >= before.len());
+        assert!(!shell.path("target").exists());
+    }
+
+    #[test]
+    fn of_several_keyspaces_the_newest_backup_is_not_guessed() {
+        let shell = Shell::new();
+        shell.store();
+        shell.run(&["put", "other", "-p", "p", "k", "v"]).ok();
+        shell.run(&["archive", "init", "repo"]).ok();
+        let pushed = json(&shell.run(&["archive", "push", "repo", "store", "--json"]));
+        shell.run(&["archive", "push", "repo", "other"]).ok();
+        let restore = ["archive", "restore", "repo", "target"];
+        shell.run(&restore).fails_in_one_line(1, &["several keyspaces", "--backup"]);
+        let backup = ["--backup", pushed["backup"].as_str().unwrap()];
+        shell.run(&[&restore[..], &backup].concat()).ok();
+        let prune = ["archive", "prune", "repo", "--keep-last", "1", "--json"];
+        assert_eq!(json(&shell.run(&prune))["kept"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn damage_in_a_repository_exits_with_3_and_names_object_and_backup() {
+        let shell = Shell::new();
+        let keyspace = Keyspace::open(shell.path("store")).unwrap();
+        fill(&keyspace, 1);
+        keyspace.close().unwrap();
+        shell.run(&["archive", "init", "repo"]).ok();
+        let pushed = json(&shell.run(&["archive", "push", "repo", "store", "--json"]));
+        let (piece, mut bytes) = contents(&shell.path("repo/files"))
+            .into_iter()
+            .max_by_key(|(_, bytes)| bytes.len())
+            .unwrap();
+        bytes[100] ^= 1;
+        fs::write(&piece, &bytes).unwrap();
+        shell.run(&["archive", "check", "repo"]).ok();
+        let object = piece.strip_prefix(shell.path("repo")).unwrap().display().to_string();
+        let rotten = shell.run(&["archive", "check", "repo", "--read-data"]);
+        rotten.fails_in_one_line(3, &["1 problem"]);
+        let backup = pushed["backup"].as_str().unwrap();
+        assert!(rotten.stdout().contains(&object) && rotten.stdout().contains(backup));
+        shell.run(&["archive", "restore", "repo", "target"]).fails_in_one_line(3, &[&object]);
+        assert!(!shell.path("target").exists());
+        fs::remove_file(&piece).unwrap();
+        let missing = shell.run(&["archive", "check", "repo", "--json"]);
+        missing.fails_in_one_line(3, &["1 problem"]);
+        let report: Value = serde_json::from_str(&missing.stdout()).unwrap();
+        assert_eq!(report["problems"][0]["object"], object);
+        assert_eq!(report["problems"][0]["what"], "is missing");
+        shell.run(&["archive", "drill", "repo"]).fails_in_one_line(3, &[&object, "missing"]);
+    }
+
+    /// So many MiB that do not compress.
+    fn fill(keyspace: &Keyspace, mib: u32) {
+        let partition = keyspace.partition("p", PartitionOptions::default()).unwrap();
+        let mut state = 7_u64;
+        for key in 0..mib {
+            let step = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            };
+            let value: Vec<u8> = (0..1 << 20).map(step).collect();
+            partition.insert(key.to_be_bytes(), value).unwrap();
+        }
+        keyspace.flush().unwrap();
+    }
+
+    #[test]
+    fn a_restore_that_was_interrupted_goes_on() {
+        let shell = Shell::new();
+        let keyspace = Keyspace::open(shell.path("store")).unwrap();
+        fill(&keyspace, 96);
+        keyspace.close().unwrap();
+        shell.run(&["archive", "init", "repo"]).ok();
+        shell.run(&["archive", "push", "repo", "store"]).ok();
+        let restore = [
+            "archive",
+            "restore",
+            "repo",
+            "target",
+            "--workers",
+            "1",
+            "--chunk-mib",
+            "1",
+            "--json",
+        ];
+        let mut command = shell.command(&restore);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let record = || {
+            let mut entries = fs::read_dir(shell.dir.path()).unwrap().map(|e| e.unwrap().path());
+            let unfinished = entries.find(|path| {
+                path.file_name().unwrap().to_string_lossy().starts_with(".target.esker-restore")
+            })?;
+            fs::metadata(unfinished.join(".esker-restore")).ok().map(|record| record.len())
+        };
+        let began = Instant::now();
+        while record().unwrap_or(0) < 4 * 12 {
+            assert!(began.elapsed() < Duration::from_secs(60) && !shell.path("target").exists());
+        }
+        let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(interrupt.unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), None, "it was interrupted");
+        assert!(!shell.path("target").exists());
+        let report = json(&shell.run(&restore));
+        let resumed = report["resumed_bytes"].as_u64().unwrap();
+        assert!(resumed >= 4 << 20, "{report}");
+        assert!(report["fetched_bytes"].as_u64().unwrap() < (97 << 20) - resumed, "{report}");
+        shell.run(&["verify", "target"]).ok();
+        assert_eq!(shell.run(&["count", "target"]).ok(), "p\t96\n");
+        assert_eq!(record(), None, "nothing is left of it");
+    }
+}
+
 // ---- demo
 
 #[test]

@@ -1,0 +1,128 @@
+//! Whether backups are worth anything: `check`, `drill`.
+
+use std::time::SystemTime;
+
+use esker_archive::{CheckOptions, CheckReport};
+use serde_json::json;
+
+use super::repository::{find, open};
+use super::transfer;
+use super::{CheckArgs, DrillArgs};
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Console, Results, say_json};
+
+/// `esker archive check`
+pub fn check(args: &CheckArgs, console: Console) -> Outcome {
+    let repository = open(&args.place)?;
+    let bar = console.bytes("checking");
+    let shown = bar.clone();
+    // Another one at every run, so that all data has its turn some day.
+    let of_now = || {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos() as u64)
+    };
+    let mut options = CheckOptions::default()
+        .read_data(args.read_data.unwrap_or(0.0))
+        .seed(args.seed.unwrap_or_else(of_now))
+        .progress(move |progress| shown.show_bytes(progress.bytes_done, progress.bytes_total));
+    if let Some(workers) = args.workers {
+        options = options.workers(usize::from(workers));
+    }
+    let report = repository.check(options);
+    bar.clear();
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&args.place.location, &report, console)?;
+    }
+    if report.is_sound() {
+        return Ok(());
+    }
+    let problems = output::counted(report.problems.len() as u64, "problem");
+    Err(Failure::Corrupt(format!("{} is corrupt: {problems} found", args.place.location)))
+}
+
+fn print_json(report: &CheckReport) -> Outcome {
+    say_json(&json!({
+        "sound": report.is_sound(),
+        "backups": report.backups,
+        "pieces": report.pieces,
+        "piece_bytes": report.piece_bytes,
+        "read_pieces": report.read_pieces,
+        "read_bytes": report.read_bytes,
+        "problems": report.problems,
+        "unnamed": report.unnamed,
+        "unnamed_bytes": report.unnamed_bytes(),
+        "leases": report.leases,
+        "expired_leases": report.expired_leases,
+        "strays": report.strays,
+        "total_ms": report.total.as_nanos() as f64 / 1e6,
+    }))
+}
+
+fn print(location: &str, report: &CheckReport, console: Console) -> Outcome {
+    let mut results = Results::new();
+    for problem in &report.problems {
+        results.line(problem)?;
+    }
+    if !console.is_quiet() {
+        for stray in &report.strays {
+            results.line(format_args!("{stray} belongs to nothing"))?;
+        }
+        for lease in &report.expired_leases {
+            results.line(format_args!("{lease} is of somebody who is gone"))?;
+        }
+        if !report.unnamed.is_empty() {
+            let unnamed = output::counted(report.unnamed.len() as u64, "piece");
+            let bytes = output::bytes(report.unnamed_bytes());
+            results.line(format_args!("{unnamed} ({bytes}) are of no backup"))?;
+        }
+        if report.is_sound() {
+            results.line(format_args!(
+                "{location} is sound: {}, {} ({}), {} of it read, in {}",
+                output::counted(report.backups, "backup"),
+                output::counted(report.pieces, "piece"),
+                output::bytes(report.piece_bytes),
+                output::bytes(report.read_bytes),
+                output::duration(report.total),
+            ))?;
+        }
+    }
+    results.flush()
+}
+
+/// `esker archive drill`
+pub fn drill(args: &DrillArgs, console: Console) -> Outcome {
+    let repository = open(&args.place)?;
+    let backup = find(&repository, args.backup.as_deref())?;
+    let (options, bar) = transfer::options(&args.how, console);
+    let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let report = repository.drill_backup(backup, &scratch, options);
+    bar.clear();
+    let report = report?;
+    if args.json {
+        return say_json(&json!({
+            "restore": transfer::as_json(&report.restore),
+            "partitions": report.partitions,
+            "verify_ms": report.verify.as_nanos() as f64 / 1e6,
+            "read_ms": report.read.as_nanos() as f64 / 1e6,
+            "total_ms": report.total.as_nanos() as f64 / 1e6,
+        }));
+    }
+    let mut results = Results::new();
+    for partition in &report.partitions {
+        let esker_archive::DrilledPartition { partition, entries, xxh3_128, .. } = partition;
+        results.line(format_args!("{partition}\t{entries}\t{xxh3_128}"))?;
+    }
+    if !console.is_quiet() {
+        results.line(format_args!(
+            "backup {} is sound: restored in {}, verified in {}, read in {}",
+            report.restore.backup,
+            output::duration(report.restore.total),
+            output::duration(report.verify),
+            output::duration(report.read),
+        ))?;
+    }
+    results.flush()
+}

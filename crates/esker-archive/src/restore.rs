@@ -559,30 +559,36 @@ impl<'a> Download<'a> {
             ));
         }
         tracing::warn!(path = %target.path.display(), "what an interrupted restore wrote is wrong");
-        self.plan_anew(number, target);
-        Ok(())
+        self.plan_anew(number, target)
     }
 
-    fn plan_anew(&self, number: u32, target: &Target) {
-        let step = (self.options.chunk_bytes / FRAME_BYTES) as usize;
-        let mut tasks = Vec::new();
-        for piece in 0..target.id.pieces() as u32 {
-            let frames = piece::frames(target.id.piece_bytes(piece)) as u32;
-            for first_frame in (0..frames).step_by(step) {
-                let end_frame = (first_frame + step as u32).min(frames);
-                tasks.push(Task { file: number, piece, first_frame, end_frame });
-            }
-        }
+    fn plan_anew(&self, number: u32, target: &Target) -> Result<()> {
+        let tasks = self.chunks(number, target.id);
         let renewed = Target {
             id: target.id,
             path: target.path.clone(),
-            file: target.file.try_clone().expect("another descriptor"),
+            file: target.file.try_clone().at("open", &target.path)?,
             missing: AtomicU64::new(tasks.len() as u64),
             resumed: false,
         };
         self.bytes_done.fetch_sub(target.id.bytes, Ordering::Relaxed);
         self.targets.lock().insert(number, Arc::new(renewed));
         self.tasks.lock().extend(tasks);
+        Ok(())
+    }
+
+    /// Every chunk of a file.
+    fn chunks(&self, number: u32, id: FileId) -> Vec<Task> {
+        let step = (self.options.chunk_bytes / FRAME_BYTES) as u32;
+        let mut tasks = Vec::new();
+        for piece in 0..id.pieces() as u32 {
+            let frames = piece::frames(id.piece_bytes(piece)) as u32;
+            for first_frame in (0..frames).step_by(step as usize) {
+                let end_frame = (first_frame + step).min(frames);
+                tasks.push(Task { file: number, piece, first_frame, end_frame });
+            }
+        }
+        tasks
     }
 
     fn report(&self) {

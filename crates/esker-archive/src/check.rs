@@ -4,7 +4,7 @@
 //! piece counts as missing only when it was asked for by name and its manifest is still there, because
 //! listings may be older than what they list, and prunes go on meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,16 @@ use object_store::path::Path;
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::census::{Census, Piece};
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId, FileId};
 use crate::lease;
-use crate::manifest::{Content, Manifest};
 use crate::piece::{self, Place};
-use crate::push::blocking;
-use crate::repository::{Listed, Repository, now_ms};
+use crate::repository::{Repository, now_ms};
+use crate::store::blocking;
 
-/// Manifests that are fetched at the same time.
-const MANIFESTS_AT_ONCE: usize = 8;
+/// Objects that are asked for at the same time.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// How a repository is checked.
 #[must_use]
@@ -159,24 +159,6 @@ pub struct Unnamed {
     pub bytes: u64,
 }
 
-/// A piece of a file.
-pub(crate) type Piece = (FileId, u32);
-
-/// Every piece that a manifest names, with its length.
-pub(crate) fn pieces_of<'a>(
-    repository: &'a Repository,
-    manifest: &'a Manifest,
-) -> impl Iterator<Item = (Piece, u64)> + 'a {
-    let pieces = manifest.files.iter().filter_map(|file| match &file.content {
-        Content::Pieces(pieces) => {
-            let id = repository.sealer.name(file.xxh3, file.bytes);
-            Some((0..).zip(pieces).map(move |(number, bytes)| ((id, number), *bytes)))
-        }
-        Content::Inline(_) => None,
-    });
-    pieces.flatten()
-}
-
 impl Repository {
     /// Looks whether all manifests can be read and all pieces that they name are there, as long as they
     /// should be. Writes nothing.
@@ -201,30 +183,17 @@ impl Repository {
         })?;
         Ok(CheckReport { total: began.elapsed(), ..report })
     }
-
-    /// Reads manifests, several at once; each with what came of it.
-    pub(crate) async fn manifests(
-        &self,
-        listed: &[Listed],
-        mut done: impl FnMut(),
-    ) -> Vec<(BackupId, Result<Manifest>)> {
-        let ids: Vec<_> = listed.iter().map(|backup| backup.id).collect();
-        let reading = stream::iter(ids)
-            .map(async |id| (id, self.manifest(id).await))
-            .buffered(MANIFESTS_AT_ONCE)
-            .inspect(|_| done());
-        reading.collect().await
-    }
 }
 
 struct Check<'a> {
     repository: &'a Repository,
     options: &'a CheckOptions,
-    manifests: Vec<Manifest>,
+    /// What must be there.
+    census: Census,
     /// What is there.
     found: HashMap<Piece, u64>,
-    /// What must be there, and the numbers of the manifests that say so.
-    named: BTreeMap<Piece, (u64, Vec<usize>)>,
+    /// What was asked about backups that something is wrong with.
+    still_there: HashMap<usize, bool>,
     bytes_done: AtomicU64,
     report: CheckReport,
 }
@@ -234,9 +203,9 @@ impl<'a> Check<'a> {
         Self {
             repository,
             options,
-            manifests: Vec::new(),
+            census: Census::default(),
             found: HashMap::new(),
-            named: BTreeMap::new(),
+            still_there: HashMap::new(),
             bytes_done: AtomicU64::new(0),
             report: CheckReport::default(),
         }
@@ -246,25 +215,27 @@ impl<'a> Check<'a> {
         let listed = self.repository.listed().await?;
         let mut progress = CheckProgress { backups_total: listed.len() as u64, ..<_>::default() };
         (self.options.progress)(progress);
-        let read = self.repository.manifests(&listed, || {
+        let mut wrong = Vec::new();
+        let (census, options) = (&mut self.census, self.options);
+        let each = |id: BackupId, manifest| {
             progress.backups_done += 1;
-            (self.options.progress)(progress);
-        });
-        for (id, manifest) in read.await {
+            (options.progress)(progress);
             match manifest {
-                Ok(manifest) => self.manifests.push(manifest),
+                Ok(manifest) => _ = census.add(manifest, &self.repository.sealer),
                 Err(Error::NoSuchBackup { .. }) => {} // Removed since it was listed.
-                Err(error @ (Error::Corrupt { .. } | Error::UnsupportedFormat { .. })) => {
-                    let what = match &error {
-                        Error::Corrupt { what, .. } => format!("is corrupt: {what}"),
-                        other => format!("cannot be read: {other}"),
-                    };
-                    self.problem(id.object(), vec![id.to_string()], what);
+                Err(Error::Corrupt { what, .. }) => wrong.push((id, format!("is corrupt: {what}"))),
+                Err(error @ Error::UnsupportedFormat { .. }) => {
+                    wrong.push((id, format!("cannot be read: {error}")));
                 }
                 Err(error) => return Err(error),
             }
+            Ok(())
+        };
+        self.repository.each_manifest(&listed, each).await?;
+        for (id, what) in wrong {
+            self.problem(id.object(), vec![id.to_string()], what);
         }
-        self.report.backups = self.manifests.len() as u64;
+        self.report.backups = self.census.backups().len() as u64;
         Ok(())
     }
 
@@ -298,33 +269,19 @@ impl<'a> Check<'a> {
 
     async fn compare(&mut self) -> Result<()> {
         let mut suspected = Vec::new();
-        for (number, manifest) in self.manifests.iter().enumerate() {
-            for (piece, bytes) in pieces_of(self.repository, manifest) {
-                let (_, by) = self.named.entry(piece).or_insert((bytes, Vec::new()));
-                if by.last() == Some(&number) {
-                    continue;
-                }
-                by.push(number);
+        for (file, _) in self.census.files() {
+            for (piece, bytes) in self.census.pieces(file) {
+                self.report.pieces += 1;
+                self.report.piece_bytes += bytes;
                 if self.found.get(&piece) != Some(&bytes) {
-                    suspected.push((piece, bytes, number));
+                    suspected.push((piece, bytes, file));
                 }
             }
         }
-        for ((id, number), wanted, by) in suspected {
-            let object = id.object(number);
-            let there = self.repository.store.head(&object).await?.map(|there| there.size);
-            if there == Some(wanted) || !self.is_there(by).await? {
-                continue;
-            }
-            let what = match there {
-                None => "is missing".to_owned(),
-                Some(bytes) => format!("has {bytes} bytes where {wanted} were written"),
-            };
-            self.problem(object, vec![self.manifests[by].id.to_string()], what);
-        }
-        self.report.pieces = self.named.len() as u64;
-        self.report.piece_bytes = self.named.values().map(|(bytes, _)| bytes).sum();
-        let unnamed = self.found.iter().filter(|(piece, _)| !self.named.contains_key(piece));
+        self.look_again(suspected).await?;
+        self.compare_disputed().await?;
+        let is_named = |piece: &Piece| self.census.stored_bytes(*piece).is_some();
+        let unnamed = self.found.iter().filter(|(piece, _)| !is_named(piece));
         let unnamed = unnamed.map(|((id, number), bytes)| Unnamed {
             object: id.object(*number).to_string(),
             bytes: *bytes,
@@ -333,19 +290,79 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Whether a backup was not removed meanwhile.
-    async fn is_there(&self, manifest: usize) -> Result<bool> {
-        let object = self.manifests[manifest].id.object();
-        Ok(self.repository.store.head(&object).await?.is_some())
+    /// Asks for pieces by name that the listing did not show as they should be.
+    async fn look_again(&mut self, suspected: Vec<(Piece, u64, u32)>) -> Result<()> {
+        if suspected.is_empty() {
+            return Ok(());
+        }
+        let named_by = self.census.named_by();
+        let store = &self.repository.store;
+        let looking = stream::iter(suspected)
+            .map(async |((id, number), wanted, file)| {
+                let there = store.head(&id.object(number)).await?.map(|there| there.size);
+                Ok::<_, Error>((id.object(number), there, wanted, file))
+            })
+            .buffer_unordered(LOOKS_AT_ONCE);
+        let wrong = looking
+            .try_filter(|(_, there, wanted, _)| futures::future::ready(*there != Some(*wanted)));
+        let wrong: Vec<_> = wrong.try_collect().await?;
+        for (object, there, wanted, file) in wrong {
+            let by = named_by[file as usize].iter().map(|number| *number as usize);
+            self.wrong_piece(object, by, how_wrong(there, wanted)).await?;
+        }
+        Ok(())
+    }
+
+    /// Of two backups that name a piece with two lengths, one cannot be restored at least.
+    async fn compare_disputed(&mut self) -> Result<()> {
+        for dispute in self.census.disputes().to_vec() {
+            for (number, wanted) in (0..).zip(&dispute.pieces) {
+                let object = dispute.file.object(number);
+                let there = self.repository.store.head(&object).await?.map(|there| there.size);
+                if there != Some(*wanted) {
+                    self.wrong_piece(object, [dispute.backup], how_wrong(there, *wanted)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of a problem of the backups that were not removed meanwhile.
+    async fn wrong_piece(
+        &mut self,
+        object: Path,
+        backups: impl IntoIterator<Item = usize>,
+        what: String,
+    ) -> Result<()> {
+        let mut whose = Vec::new();
+        for number in backups {
+            if self.is_there(number).await? {
+                whose.push(self.census.backups()[number].id.to_string());
+            }
+        }
+        if !whose.is_empty() {
+            self.problem(object, whose, what);
+        }
+        Ok(())
+    }
+
+    /// Whether a backup was not removed meanwhile. Asked once for each.
+    async fn is_there(&mut self, backup: usize) -> Result<bool> {
+        if let Some(known) = self.still_there.get(&backup) {
+            return Ok(*known);
+        }
+        let object = self.census.backups()[backup].id.object();
+        let is_there = self.repository.store.head(&object).await?.is_some();
+        self.still_there.insert(backup, is_there);
+        Ok(is_there)
     }
 
     async fn read_pieces(&mut self) -> Result<()> {
         let wrong: BTreeSet<_> =
             self.report.problems.iter().map(|problem| problem.object.clone()).collect();
-        let chosen: Vec<_> = self
-            .named
-            .iter()
-            .map(|((id, number), (bytes, _))| (Place { file: *id, piece: *number }, *bytes))
+        let named = self.census.files().flat_map(|(file, _)| self.census.pieces(file));
+        let chosen: Vec<_> = named
+            .map(|((file, piece), bytes)| (Place { file, piece }, bytes))
             .filter(|(place, _)| self.is_chosen(*place))
             .filter(|(place, _)| !wrong.contains(place.file.object(place.piece).as_ref()))
             .collect();
@@ -359,19 +376,18 @@ impl<'a> Check<'a> {
             })
             .buffer_unordered(self.options.workers);
         let read: Vec<_> = reading.try_collect().await?;
-        for (place, bytes, what) in read {
-            self.report.read_pieces += 1;
-            self.report.read_bytes += bytes;
-            let Some(what) = what else { continue };
-            let mut backups = Vec::new();
-            for &manifest in &self.named[&(place.file, place.piece)].1 {
-                if self.is_there(manifest).await? {
-                    backups.push(self.manifests[manifest].id.to_string());
-                }
-            }
-            if !backups.is_empty() {
-                self.problem(place.file.object(place.piece), backups, what);
-            }
+        self.report.read_pieces = read.len() as u64;
+        self.report.read_bytes = read.iter().map(|(_, bytes, _)| bytes).sum();
+        let damaged: Vec<_> =
+            read.into_iter().filter_map(|(p, _, what)| Some((p, what?))).collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let numbers: HashMap<_, _> = self.census.files().map(|(file, id)| (id, file)).collect();
+        let named_by = self.census.named_by();
+        for (place, what) in damaged {
+            let by = named_by[numbers[&place.file] as usize].iter().map(|number| *number as usize);
+            self.wrong_piece(place.file.object(place.piece), by, what).await?;
         }
         Ok(())
     }
@@ -421,5 +437,12 @@ impl<'a> Check<'a> {
         report.expired_leases.sort();
         report.strays.sort();
         report
+    }
+}
+
+fn how_wrong(there: Option<u64>, wanted: u64) -> String {
+    match there {
+        None => "is missing".to_owned(),
+        Some(bytes) => format!("has {bytes} bytes where {wanted} were written"),
     }
 }

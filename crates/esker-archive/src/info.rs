@@ -1,13 +1,10 @@
 //! What a backup is, and what it alone costs.
 
-use std::collections::HashSet;
-
 use serde::Serialize;
 
-use crate::check::pieces_of;
+use crate::census::{Backup, Census};
 use crate::error::{Error, Result};
 use crate::layout::BackupId;
-use crate::manifest::Manifest;
 use crate::repository::Repository;
 
 /// What [`Repository::info`] tells.
@@ -50,16 +47,13 @@ impl Repository {
     /// [`Error::NoSuchBackup`]; [`Error::Corrupt`] for any manifest; when the store refuses or cannot
     /// be reached.
     pub fn info(&self, backup: BackupId) -> Result<BackupInfo> {
-        let manifests = self.run(self.all_manifests(|| {}))?;
-        let manifest =
-            manifests.iter().find(|manifest| manifest.id == backup).ok_or_else(|| {
-                Error::NoSuchBackup {
-                    location: self.store.location.clone(),
-                    asked: backup.to_string(),
-                }
-            })?;
-        let others = manifests.iter().filter(|manifest| manifest.id != backup);
-        Ok(self.describe(manifest, self.pinned_bytes([manifest], others)))
+        let census = self.run(self.census())?;
+        let found = census.backups().iter().find(|found| found.id == backup);
+        let found = found.ok_or_else(|| Error::NoSuchBackup {
+            location: self.store.location.clone(),
+            asked: backup.to_string(),
+        })?;
+        Ok(describe(&census, found, census.namers(census.backups()).pinned_by(found)))
     }
 
     /// Every backup, the oldest first. What each pins is what removing it alone would free: the sum is
@@ -69,66 +63,44 @@ impl Repository {
     ///
     /// As [`Repository::info`].
     pub fn infos(&self) -> Result<Vec<BackupInfo>> {
-        let manifests = self.run(self.all_manifests(|| {}))?;
-        let mut names = std::collections::HashMap::<_, u64>::new();
-        for manifest in &manifests {
-            let unique: HashSet<_> = pieces_of(self, manifest).map(|(piece, _)| piece).collect();
-            unique.into_iter().for_each(|piece| *names.entry(piece).or_default() += 1);
-        }
-        let describe = |manifest: &Manifest| {
-            let mut own: HashSet<_> = pieces_of(self, manifest).collect();
-            own.retain(|(piece, _)| names[piece] == 1);
-            self.describe(manifest, own.into_iter().map(|(_, bytes)| bytes).sum())
-        };
-        Ok(manifests.iter().map(describe).collect())
+        let census = self.run(self.census())?;
+        let namers = census.namers(census.backups());
+        let described =
+            census.backups().iter().map(|found| describe(&census, found, namers.pinned_by(found)));
+        Ok(described.collect())
     }
 
-    fn describe(&self, manifest: &Manifest, pinned_bytes: u64) -> BackupInfo {
-        BackupInfo {
-            backup: manifest.id.to_string(),
-            uuid: format!("{:032x}", manifest.id.uuid),
-            timeline: format!("{:032x}", manifest.id.timeline),
-            seqno: manifest.id.seqno,
-            created_ms: manifest.created_ms,
-            label: manifest.label.clone(),
-            partitions: manifest.partitions.clone(),
-            left_out: manifest.left_out.clone(),
-            files: manifest.files.len() as u64,
-            raw_bytes: manifest.raw_bytes(),
-            stored_bytes: manifest.stored_bytes(),
-            added_bytes: manifest.added_bytes,
-            pinned_bytes,
-        }
-    }
-
-    /// Bytes of pieces that some of `these` name and none of the `others`.
-    pub(crate) fn pinned_bytes<'a>(
-        &self,
-        these: impl IntoIterator<Item = &'a Manifest>,
-        others: impl IntoIterator<Item = &'a Manifest>,
-    ) -> u64 {
-        let mut own = std::collections::HashMap::new();
-        for manifest in these {
-            own.extend(pieces_of(self, manifest));
-        }
-        for manifest in others {
-            for (piece, _) in pieces_of(self, manifest) {
-                own.remove(&piece);
-            }
-        }
-        own.values().sum()
-    }
-
-    /// All manifests, the oldest first; those that were removed since they were listed are left out.
-    pub(crate) async fn all_manifests(&self, done: impl FnMut()) -> Result<Vec<Manifest>> {
+    /// What all backups name, the oldest first; those that were removed since they were listed are left
+    /// out.
+    pub(crate) async fn census(&self) -> Result<Census> {
         let listed = self.listed().await?;
-        let mut manifests = Vec::with_capacity(listed.len());
-        for (_, manifest) in self.manifests(&listed, done).await {
-            match manifest {
-                Err(Error::NoSuchBackup { .. }) => {}
-                manifest => manifests.push(manifest?),
+        let mut census = Census::default();
+        let each = |_, manifest| match manifest {
+            Err(Error::NoSuchBackup { .. }) => Ok(()),
+            manifest => {
+                census.add(manifest?, &self.sealer);
+                Ok(())
             }
-        }
-        Ok(manifests)
+        };
+        self.each_manifest(&listed, each).await?;
+        Ok(census)
+    }
+}
+
+fn describe(census: &Census, backup: &Backup, pinned_bytes: u64) -> BackupInfo {
+    BackupInfo {
+        backup: backup.id.to_string(),
+        uuid: format!("{:032x}", backup.id.uuid),
+        timeline: format!("{:032x}", backup.id.timeline),
+        seqno: backup.id.seqno,
+        created_ms: backup.created_ms,
+        label: backup.label.clone(),
+        partitions: backup.partitions.clone(),
+        left_out: backup.left_out.clone(),
+        files: backup.files,
+        raw_bytes: backup.raw_bytes,
+        stored_bytes: census.stored_bytes_of(backup),
+        added_bytes: backup.added_bytes,
+        pinned_bytes,
     }
 }

@@ -30,6 +30,7 @@
 
 #![deny(missing_docs)]
 
+mod census;
 mod check;
 mod drill;
 mod error;

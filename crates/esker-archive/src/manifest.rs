@@ -4,7 +4,7 @@
 //! keyspace and none comes twice, its lengths agree with each other, and decoding it takes memory in
 //! proportion to a limit, whatever it claims.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Read as _;
 
 use serde::{Deserialize, Serialize};
@@ -62,26 +62,10 @@ pub(crate) enum Content {
     Pieces(Vec<u64>),
 }
 
-impl File {
-    pub(crate) fn stored_bytes(&self) -> u64 {
-        match &self.content {
-            Content::Inline(_) => 0,
-            Content::Pieces(pieces) => pieces.iter().sum(),
-        }
-    }
-}
-
 impl Manifest {
     /// Raw bytes of all files.
     pub(crate) fn raw_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
-    }
-
-    /// Bytes of the objects that it names, each counted once.
-    pub(crate) fn stored_bytes(&self) -> u64 {
-        let unique: BTreeMap<_, _> =
-            self.files.iter().map(|f| ((f.xxh3, f.bytes), f.stored_bytes())).collect();
-        unique.values().sum()
     }
 }
 

@@ -18,11 +18,10 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use serde::Serialize;
 
-use crate::check::{Piece, pieces_of};
+use crate::census::{Census, Piece};
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId, FileId};
 use crate::lease::{self, Lease, Leases, Work};
-use crate::manifest::Manifest;
 use crate::push::{GRACE, LOOK_EVERY};
 use crate::repository::Repository;
 use crate::retention::{self, Candidate, Plan, Policy, Reason};
@@ -156,33 +155,34 @@ impl Repository {
             let by = format!("somebody else prunes it ({})", other.object);
             return Err(Error::Busy { what: self.store.location.clone(), by });
         }
-        let manifests = self.all_manifests(|| {}).await?;
-        let plan = keep_relied_on(plan_of(&manifests, policy, leases.now_ms), &leases);
-        let mut prune = Prune::new(self, options, lease, &manifests, &plan);
+        let mut census = self.census().await?;
+        let plan = keep_relied_on(plan_of(&census, policy, leases.now_ms), &leases);
+        let mut prune = Prune::new(self, options, lease, &census, &plan);
         if options.dry_run {
-            prune.look_at_pieces(&leases, &manifests).await?;
+            prune.look_at_pieces(&leases, &mut census).await?;
             return Ok(prune.report);
         }
         prune.remove_manifests(&plan.remove).await?;
         let Some(leases) = prune.wait_for_pushes().await? else { return Ok(prune.report) };
         prune.remove_expired(&leases).await?;
-        if let Some(reason) = prune.unknown_reliance(&leases, &manifests).await? {
+        if let Some(reason) = prune.unknown_reliance(&leases, &census).await? {
             prune.report.pieces_left = Some(reason);
             return Ok(prune.report);
         }
-        let doomed = prune.look_at_pieces(&leases, &manifests).await?;
+        let doomed = prune.look_at_pieces(&leases, &mut census).await?;
         prune.remove_pieces(doomed).await?;
         Ok(prune.report)
     }
 }
 
-fn plan_of(manifests: &[Manifest], policy: &Policy, now_ms: u64) -> Plan {
-    let candidates: Vec<_> = manifests
+fn plan_of(census: &Census, policy: &Policy, now_ms: u64) -> Plan {
+    let candidates: Vec<_> = census
+        .backups()
         .iter()
-        .map(|manifest| Candidate {
-            id: manifest.id,
-            created_ms: manifest.created_ms,
-            label: manifest.label.clone(),
+        .map(|backup| Candidate {
+            id: backup.id,
+            created_ms: backup.created_ms,
+            label: backup.label.clone(),
         })
         .collect();
     retention::plan(&candidates, policy, now_ms)
@@ -213,12 +213,13 @@ impl<'a> Prune<'a> {
         repository: &'a Repository,
         options: &'a PruneOptions,
         lease: &'a Lease,
-        manifests: &[Manifest],
+        census: &Census,
         plan: &Plan,
     ) -> Self {
         let removed: HashSet<_> = plan.remove.iter().copied().collect();
         let (gone, rest): (Vec<_>, Vec<_>) =
-            manifests.iter().partition(|manifest| removed.contains(&manifest.id));
+            census.backups().iter().partition(|backup| removed.contains(&backup.id));
+        let freed_bytes = census.namers(gone).not_named_by(&census.namers(rest));
         let kept = plan
             .keep
             .iter()
@@ -227,7 +228,7 @@ impl<'a> Prune<'a> {
             dry_run: options.dry_run,
             kept: kept.collect(),
             removed: plan.remove.iter().map(ToString::to_string).collect(),
-            freed_bytes: repository.pinned_bytes(gone, rest),
+            freed_bytes,
             ..PruneReport::default()
         };
         let objects_total = removed.len() as u64;
@@ -237,12 +238,13 @@ impl<'a> Prune<'a> {
 
     async fn remove_manifests(&self, remove: &[BackupId]) -> Result<()> {
         self.show(0, 0);
-        for id in remove {
+        let removing = stream::iter(remove).map(async |id| {
             self.lease.check()?;
             self.repository.store.remove(&id.object()).await?;
             self.show(1, 0);
-        }
-        Ok(())
+            Ok::<_, Error>(())
+        });
+        removing.buffer_unordered(DELETES_AT_ONCE).try_collect().await
     }
 
     /// The leases when all pushes have ended that were at work behind the last manifest; `None` if that
@@ -289,12 +291,9 @@ impl<'a> Prune<'a> {
     ///
     /// Pushes are not meant: those of then have ended, and a later one looked whether its base is there
     /// behind the last manifest that goes.
-    async fn unknown_reliance(
-        &self,
-        leases: &Leases,
-        manifests: &[Manifest],
-    ) -> Result<Option<String>> {
-        let known: HashSet<_> = manifests.iter().map(|m| m.id.object().to_string()).collect();
+    async fn unknown_reliance(&self, leases: &Leases, census: &Census) -> Result<Option<String>> {
+        let known: HashSet<_> =
+            census.backups().iter().map(|backup| backup.id.object().to_string()).collect();
         for held in leases.live.iter().filter(|held| held.claim.work != Work::Push) {
             for name in held.claim.relies_on.iter().filter(|name| !known.contains(*name)) {
                 if self.repository.store.head(&Path::from(name.as_str())).await?.is_none() {
@@ -306,35 +305,33 @@ impl<'a> Prune<'a> {
         Ok(None)
     }
 
-    /// The pieces that go. `manifests` are those of before; what was added meanwhile is read.
+    /// The pieces that go. The census is of before; what was added meanwhile is read.
     async fn look_at_pieces(
         &mut self,
         leases: &Leases,
-        manifests: &[Manifest],
+        census: &mut Census,
     ) -> Result<Vec<(Piece, u64)>> {
         let repository = self.repository;
         let relied_on: HashSet<_> =
             leases.live.iter().flat_map(|held| &held.claim.relies_on).collect();
-        let is_named = |manifest: &&Manifest| {
-            !self.removed.contains(&manifest.id)
-                || relied_on.contains(&manifest.id.object().to_string())
-        };
-        let mut named: HashSet<Piece> = HashSet::new();
-        for manifest in manifests.iter().filter(is_named) {
-            named.extend(pieces_of(repository, manifest).map(|(piece, _)| piece));
-        }
         // Behind the leases: a push that is not among them any more has written its manifest.
-        let known: HashSet<_> = manifests.iter().map(|manifest| manifest.id).collect();
+        let known: HashSet<_> = census.backups().iter().map(|backup| backup.id).collect();
         let mut added = repository.listed().await?;
         added.retain(|listed| !known.contains(&listed.id));
-        for (_, manifest) in repository.manifests(&added, || {}).await {
-            named.extend(pieces_of(repository, &manifest?).map(|(piece, _)| piece));
-        }
+        let each = |_, manifest: Result<_>| {
+            census.add(manifest?, &repository.sealer);
+            Ok(())
+        };
+        repository.each_manifest(&added, each).await?;
+        let stays = |id: BackupId| {
+            !self.removed.contains(&id) || relied_on.contains(&id.object().to_string())
+        };
+        let staying = census.namers(census.backups().iter().filter(|backup| stays(backup.id)));
         let mut doomed = Vec::new();
         let (mut young_pieces, mut young_bytes) = (0, 0);
         let each = |object: object_store::ObjectMeta| {
             let Some(piece) = FileId::parse(&object.location) else { return Ok(()) };
-            if named.contains(&piece) {
+            if staying.name(piece.0) {
                 return Ok(());
             }
             let age = leases.now_ms.saturating_sub(lease::written_ms(&object));

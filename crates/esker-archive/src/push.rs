@@ -33,6 +33,7 @@ use crate::limit::Rate;
 use crate::manifest::{Content, File as Entry, INLINE_BYTES_MAX, Manifest};
 use crate::piece::{self, Place};
 use crate::repository::Repository;
+use crate::store::blocking;
 
 /// Pieces that no manifest names go when they are this old. One of half that age that is found is
 /// written again.
@@ -668,12 +669,4 @@ async fn read_piece(file: &Arc<File>, id: FileId, number: u32, path: &Path) -> R
         file.read_exact_at(&mut raw, u64::from(number) * PIECE_BYTES).map(|()| raw)
     });
     read.await.at("read", path)
-}
-
-/// Runs what takes long without waiting for anything, on a thread for such work.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

@@ -8,6 +8,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
@@ -17,10 +19,12 @@ use crate::error::{Error, Result};
 use crate::layout::{self, BackupId};
 use crate::manifest::Manifest;
 use crate::seal::{Key, Sealer};
-use crate::store::{Conditions, Store};
+use crate::store::{Conditions, Store, blocking};
 
 const FORMAT_VERSION: u32 = 1;
 const SEALED: &str = "xchacha20poly1305";
+/// Manifests that are fetched at the same time.
+const MANIFESTS_AT_ONCE: usize = 8;
 
 /// How a repository is created or opened.
 #[derive(Clone, Debug, Default)]
@@ -272,12 +276,39 @@ impl Repository {
     }
 
     pub(crate) async fn manifest(&self, id: BackupId) -> Result<Manifest> {
-        let object = id.object();
-        let bytes = self.store.read(&object, None).await?.ok_or_else(|| Error::NoSuchBackup {
+        Manifest::decode(id, &self.manifest_bytes(id).await?, &self.sealer)
+    }
+
+    async fn manifest_bytes(&self, id: BackupId) -> Result<Bytes> {
+        let read = self.store.read(&id.object(), None).await?;
+        read.ok_or_else(|| Error::NoSuchBackup {
             location: self.store.location.clone(),
             asked: id.to_string(),
-        })?;
-        Manifest::decode(id, &bytes, &self.sealer)
+        })
+    }
+
+    /// Hands over the manifests of these backups, in this order, each with what came of it. Several are
+    /// fetched at once and decoded by all processors; no more than those are in memory.
+    pub(crate) async fn each_manifest(
+        &self,
+        listed: &[Listed],
+        mut each: impl FnMut(BackupId, Result<Manifest>) -> Result<()>,
+    ) -> Result<()> {
+        let ids: Vec<_> = listed.iter().map(|backup| backup.id).collect();
+        let decoders = std::thread::available_parallelism().map_or(2, usize::from);
+        let mut decoded = stream::iter(ids)
+            .map(async |id| (id, self.manifest_bytes(id).await))
+            .buffered(MANIFESTS_AT_ONCE)
+            .map(async |(id, bytes)| {
+                let sealer = self.sealer.clone();
+                let decode = move || Manifest::decode(id, &bytes?, &sealer);
+                (id, blocking(decode).await)
+            })
+            .buffered(decoders);
+        while let Some((id, manifest)) = decoded.next().await {
+            each(id, manifest)?;
+        }
+        Ok(())
     }
 
     /// Runs requests to their end.

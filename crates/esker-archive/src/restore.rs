@@ -31,8 +31,8 @@ use crate::layout::{BackupId, FileId, PIECE_BYTES};
 use crate::lease::{Lease, Work};
 use crate::manifest::{Content, File as Entry, Manifest};
 use crate::piece::{self, FRAME_BYTES, Place, Table};
-use crate::push::blocking;
 use crate::repository::Repository;
+use crate::store::blocking;
 
 /// What a restore was at when it was interrupted; in the unfinished directory.
 const RECORD: &str = ".esker-restore";

@@ -290,3 +290,11 @@ fn is_final(error: &StoreError) -> bool {
             | StoreError::UnknownConfigurationKey { .. }
     )
 }
+
+/// Runs what takes long without waiting for anything, on a thread for such work.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

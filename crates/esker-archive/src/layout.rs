@@ -155,6 +155,11 @@ pub(crate) fn check_path(path: &str) -> Result<()> {
     }
 }
 
+/// Whether a path, which [`check_path`] knows, is that of a table or a blob file.
+pub(crate) fn is_table(path: &str) -> bool {
+    path.contains("/tables/") || path.contains("/blobs/")
+}
+
 /// A directory of a tree that may be empty in a checkpoint, and has to be there.
 pub(crate) fn check_directory(path: &str) -> Result<()> {
     let parts: Vec<_> = path.split('/').collect();

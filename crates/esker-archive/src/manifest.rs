@@ -20,8 +20,8 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 48;
 /// Unpacked, a manifest is no longer: some ten million files.
 const JSON_BYTES_MAX: u64 = 2 << 30;
-/// Files up to this length stand in the manifest itself: CATALOG, CHECKPOINT, `current` and most
-/// version manifests, which are new in every backup and would be an object each.
+/// Files up to this length stand in the manifest itself unless they are tables: CATALOG, CHECKPOINT,
+/// `current` and most version manifests, which are new in every backup and would be an object each.
 pub(crate) const INLINE_BYTES_MAX: u64 = 16 << 10;
 const LEVEL: i32 = 3;
 

@@ -27,9 +27,9 @@ use tokio::sync::{OnceCell, Semaphore};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, IoContext as _, Result};
-use crate::layout::{BackupId, FileId, PIECE_BYTES, PIECES_MAX, parse_hex};
+use crate::layout::{BackupId, FileId, PIECE_BYTES, PIECES_MAX, is_table, parse_hex};
 use crate::lease::{self, Lease, Leases, Work};
-use crate::limit::Rate;
+use crate::limit::{Lines, Rate};
 use crate::manifest::{Content, File as Entry, INLINE_BYTES_MAX, Manifest};
 use crate::piece::{self, Place};
 use crate::repository::Repository;
@@ -95,8 +95,9 @@ impl PushOptions {
         self
     }
 
-    /// Uploads at the same time; default 4, at least 1. Each takes up to 96 MiB of memory, and two more
-    /// pieces wait.
+    /// Uploads at the same time; default 4, at least 1. Those of 4 MiB and less count half, those of
+    /// 512 KiB and less a quarter. Each large one takes up to 96 MiB of memory, and two more pieces
+    /// wait.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers.max(1);
         self
@@ -387,7 +388,9 @@ impl Source {
         let mut directories = BTreeSet::new();
         for listed in &listing.files {
             let path = dir.join(&listed.path);
-            let content = (listed.bytes <= INLINE_BYTES_MAX).then(|| std::fs::read(&path));
+            // Tables stay for long and are known by name, however small: they are not read again.
+            let is_small = listed.bytes <= INLINE_BYTES_MAX && !is_table(&listed.path);
+            let content = is_small.then(|| std::fs::read(&path));
             let content = content.transpose().at("read", &path)?;
             let found = match &content {
                 Some(content) => Some(xxh3_128(content)),
@@ -476,10 +479,9 @@ struct Upload<'a> {
     /// By content: the same one is sent once.
     new: BTreeMap<FileId, (&'a SourceFile, PathBuf)>,
     rate: Rate,
-    /// One permit for each piece in memory.
+    /// In KiB of raw pieces in memory.
     room: Semaphore,
-    /// One for each upload.
-    lines: Semaphore,
+    lines: Lines,
     bytes_total: u64,
     bytes_done: AtomicU64,
     sent_bytes: AtomicU64,
@@ -512,8 +514,8 @@ impl<'a> Upload<'a> {
             bytes_total: new.keys().map(|id| id.bytes).sum(),
             new,
             rate: Rate::new(options.bytes_per_second),
-            room: Semaphore::new(options.workers + 2),
-            lines: Semaphore::new(options.workers),
+            room: Semaphore::new((options.workers + 2) * PIECE_BYTES.div_ceil(1024) as usize),
+            lines: Lines::new(options.workers),
             bytes_done: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
@@ -525,7 +527,8 @@ impl<'a> Upload<'a> {
         let files = stream::iter(&self.new).map(|(id, (file, path))| async move {
             self.send_file(*id, file.xxh3, path).await.map(|pieces| (*id, pieces))
         });
-        let sent: Vec<_> = files.buffer_unordered(self.options.workers).try_collect().await?;
+        let at_once = Lines::requests_max(self.options.workers);
+        let sent: Vec<_> = files.buffer_unordered(at_once).try_collect().await?;
         let mut pieces = self.known.clone();
         pieces.extend(sent);
         Ok(pieces)
@@ -539,7 +542,8 @@ impl<'a> Upload<'a> {
             let (file, hash) = (&file, &hash);
             async move {
                 // Given back when the piece is sent.
-                let room = self.room.acquire().await.expect("it is never closed");
+                let kib = id.piece_bytes(number).div_ceil(1024) as u32;
+                let room = self.room.acquire_many(kib).await.expect("it is never closed");
                 let raw = read_piece(file, id, number, path).await?;
                 hash.lock().update(&raw);
                 Ok::<_, Error>((number, raw, room))
@@ -570,7 +574,7 @@ impl<'a> Upload<'a> {
         let (sealer, level) = (self.repository.sealer.clone(), self.options.level);
         let body = blocking(move || piece::encode(place, &raw, &sealer, level)).await;
         let stored = body.len() as u64;
-        let _line = self.lines.acquire().await.expect("it is never closed");
+        let _line = self.lines.enter(stored).await;
         self.rate.wait_for(stored).await;
         let is_ours = match there {
             There::Broken => store.put(&object, body.into()).await.map(|()| true)?,
@@ -602,7 +606,7 @@ impl<'a> Upload<'a> {
             return Ok(There::Whole(there.size));
         }
         self.prunes_ended.get_or_try_init(|| self.wait_for_prunes()).await?;
-        let _line = self.lines.acquire().await.expect("it is never closed");
+        let _line = self.lines.enter(there.size).await;
         let read = store.read(&object, Some(0..there.size)).await?;
         let Some(bytes) = read else { return Ok(There::Nothing) };
         let (sealer, raw, stored) =

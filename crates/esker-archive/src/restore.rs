@@ -29,6 +29,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::{BackupId, FileId, PIECE_BYTES};
 use crate::lease::{Lease, Work};
+use crate::limit::Lines;
 use crate::manifest::{Content, File as Entry, Manifest};
 use crate::piece::{self, FRAME_BYTES, Place, Table};
 use crate::repository::Repository;
@@ -76,7 +77,8 @@ impl std::fmt::Debug for RestoreOptions {
 
 impl RestoreOptions {
     /// Requests at the same time; default the number of processors, at least 1. More of them where one
-    /// connection does not fill the line.
+    /// connection does not fill the line. Those for 4 MiB and less count half, those for 512 KiB and
+    /// less a quarter, because they wait more than they bring.
     pub fn download_workers(mut self, workers: usize) -> Self {
         self.download_workers = workers.max(1);
         self
@@ -89,7 +91,8 @@ impl RestoreOptions {
     }
 
     /// Memory for what is fetched and not written yet; default three times `chunk_bytes` for each
-    /// worker. At least what one chunk takes.
+    /// worker. Where it is less than that, chunks are smaller, down to 1 MiB, of which two fit at
+    /// least.
     pub fn buffer_bytes_max(mut self, bytes: u64) -> Self {
         self.buffer_bytes_max = Some(bytes);
         self
@@ -114,11 +117,17 @@ impl RestoreOptions {
         self
     }
 
+    /// Raw bytes of a chunk, so that every worker has one and a half: one that comes, and one that is
+    /// unpacked or written.
+    fn chunk(&self) -> u64 {
+        let fits = self.buffer_bytes_max.map_or(u64::MAX, |max| max / 3);
+        let fits = fits / self.download_workers as u64 / FRAME_BYTES * FRAME_BYTES;
+        self.chunk_bytes.min(fits).max(FRAME_BYTES)
+    }
+
     fn buffer_bytes(&self) -> u64 {
-        let chunk = needed_bytes(self.chunk_bytes);
-        let wanted =
-            self.buffer_bytes_max.unwrap_or(3 * self.chunk_bytes * self.download_workers as u64);
-        wanted.max(chunk)
+        let wanted = 3 * self.chunk_bytes * self.download_workers as u64;
+        self.buffer_bytes_max.unwrap_or(wanted).max(needed_bytes(self.chunk()))
     }
 }
 
@@ -362,7 +371,7 @@ struct Download<'a> {
     tables: Tables,
     /// In KiB of the budget.
     room: Semaphore,
-    lines: Semaphore,
+    lines: Lines,
     bytes_total: u64,
     bytes_done: AtomicU64,
     fetched_bytes: AtomicU64,
@@ -386,7 +395,7 @@ impl<'a> Download<'a> {
             tasks: Mutex::default(),
             tables: Tables::new(),
             room: Semaphore::new(options.buffer_bytes().div_ceil(1024) as usize),
-            lines: Semaphore::new(options.download_workers),
+            lines: Lines::new(options.download_workers),
             bytes_total: manifest.raw_bytes(),
             bytes_done: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
@@ -417,7 +426,7 @@ impl<'a> Download<'a> {
         let file = create(&path)?;
         file.set_len(entry.bytes).at("write", &path)?;
         let id = self.repository.sealer.name(entry.xxh3, entry.bytes);
-        let step = (self.options.chunk_bytes / FRAME_BYTES) as u32;
+        let step = (self.options.chunk() / FRAME_BYTES) as u32;
         let mut tasks = Vec::new();
         let mut resumed = false;
         for piece in 0..id.pieces() as u32 {
@@ -465,7 +474,8 @@ impl<'a> Download<'a> {
             if tasks.is_empty() {
                 return Ok(());
             }
-            let ahead = 2 * self.options.download_workers + 2;
+            // Some wait for room, some for their answers, some are unpacked and written.
+            let ahead = 2 * Lines::requests_max(self.options.download_workers);
             let fetched = stream::iter(tasks).map(|task| self.fetch(task)).buffer_unordered(ahead);
             fetched.try_collect::<()>().await?;
         }
@@ -528,11 +538,11 @@ impl<'a> Download<'a> {
         task: Task,
         range: Option<std::ops::Range<u64>>,
     ) -> Result<bytes::Bytes> {
-        let _line = self.lines.acquire().await.expect("it is never closed");
         let object = place.file.object(place.piece);
         let length = self.stored_bytes(task);
         // Never more than was declared, whatever lies there.
         let range = range.unwrap_or(0..length);
+        let _line = self.lines.enter(range.end - range.start).await;
         let read = self.repository.store.read(&object, Some(range)).await?;
         let bytes = read.ok_or_else(|| Error::Missing {
             object: object.to_string(),
@@ -579,7 +589,7 @@ impl<'a> Download<'a> {
 
     /// Every chunk of a file.
     fn chunks(&self, number: u32, id: FileId) -> Vec<Task> {
-        let step = (self.options.chunk_bytes / FRAME_BYTES) as u32;
+        let step = (self.options.chunk() / FRAME_BYTES) as u32;
         let mut tasks = Vec::new();
         for piece in 0..id.pieces() as u32 {
             let frames = piece::frames(id.piece_bytes(piece)) as u32;

@@ -1,5 +1,6 @@
 //! Push and restore over a local directory and over memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,6 +99,86 @@ fn what_is_pushed_comes_back_and_only_what_is_new_travels() {
         assert!(report.reused_bytes > 20 << 20 && report.fetched_bytes < 1 << 20, "{report:?}");
         assert_sound(&at(&format!("{name} restored 1")));
     }
+}
+
+/// Everything below a directory that nobody ever changes.
+fn tables(checkpoint: &Path) -> Vec<std::path::PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![checkpoint.to_owned()]);
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                pending.push(entry);
+            } else if ["tables", "blobs"].iter().any(|name| entry.parent().unwrap().ends_with(name))
+            {
+                found.push(entry);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_second_push_with_no_change_sends_only_a_manifest_and_reads_no_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let repository = Repository::create(at("repository").to_str().unwrap(), Default::default());
+    let repository = repository.unwrap();
+    let keyspace = Keyspace::open(at("db")).unwrap();
+    fill(&keyspace, "large", 0..5_000);
+    let tiny = keyspace.partition("tiny", PartitionOptions::default()).unwrap();
+    tiny.insert("a", "table of some hundred bytes").unwrap();
+    keyspace.flush().unwrap();
+    keyspace.backup_to(at("checkpoint")).unwrap();
+    drop((tiny, keyspace));
+    std::fs::remove_dir_all(at("db")).unwrap();
+    let first = repository.push_directory(at("checkpoint"), PushOptions::default()).unwrap();
+    assert!(first.sent_bytes > 5 << 20, "{first:?}");
+    // Who reads one of them now finds it rotten.
+    let tables = tables(&at("checkpoint"));
+    assert!(tables.len() > 5, "{tables:?}");
+    for table in &tables {
+        let bytes = std::fs::metadata(table).unwrap().len() as usize;
+        std::fs::write(table, vec![0; bytes]).unwrap();
+    }
+    let again = repository.push_directory(at("checkpoint"), PushOptions::default()).unwrap();
+    assert_eq!((again.sent_bytes, again.new_files), (0, 0), "{again:?}");
+    assert!(again.manifest_bytes < 4_000, "{again:?}");
+    let target = at("restored");
+    repository.restore(repository.find(None).unwrap(), &target, Default::default()).unwrap();
+    assert_sound(&target);
+}
+
+/// What a change of one entry in a hundred adds: the tables that it changed, and hardly more.
+#[test]
+fn bytes_sent_for_one_percent_are_those_of_the_changed_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let repository = Repository::create(at("repository").to_str().unwrap(), Default::default());
+    let repository = repository.unwrap();
+    let keyspace = Keyspace::open(at("db")).unwrap();
+    fill(&keyspace, "p", 0..20_000);
+    keyspace.partition("p", Default::default()).unwrap().compact().unwrap();
+    keyspace.backup_to(at("before")).unwrap();
+    repository.push_directory(at("before"), PushOptions::default()).unwrap();
+    // At one end, so that a merge leaves the other tables alone.
+    fill(&keyspace, "p", 19_800..20_000);
+    keyspace.flush().unwrap();
+    keyspace.backup_to(at("after")).unwrap();
+    let pushed = repository.push_directory(at("after"), PushOptions::default()).unwrap();
+    let names = |checkpoint: &str| -> BTreeMap<std::path::PathBuf, u64> {
+        let inside = at(checkpoint);
+        let named = tables(&inside).into_iter().map(|path| {
+            let bytes = std::fs::metadata(&path).unwrap().len();
+            (path.strip_prefix(&inside).unwrap().to_owned(), bytes)
+        });
+        named.collect()
+    };
+    let (before, after) = (names("before"), names("after"));
+    let all: u64 = after.values().sum();
+    let changed: u64 =
+        after.iter().filter(|(name, _)| !before.contains_key(*name)).map(|(_, bytes)| bytes).sum();
+    assert!(changed > 0 && changed < all / 20, "{changed} of {all}");
+    assert!(pushed.sent_bytes as f64 <= changed as f64 * 1.02, "{pushed:?}, {changed} changed");
 }
 
 #[test]

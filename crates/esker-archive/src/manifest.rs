@@ -8,18 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
 use crate::layout::{BackupId, PIECE_BYTES, PIECES_MAX, check_directory, check_path, parse_hex};
 use crate::piece;
-use crate::seal::{Nonce, Sealer};
+use crate::seal::{Nonce, Sealer, TAG_BYTES};
 
 const MAGIC: &[u8; 8] = b"ESKRBKP\0";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 48;
 /// Unpacked, a manifest is no longer: some ten million files.
 const JSON_BYTES_MAX: u64 = 2 << 30;
+/// As stored, it is no longer: what does not compress of a list is less than half of it.
+pub(crate) const STORED_BYTES_MAX: u64 = 1 << 30;
 /// Files up to this length stand in the manifest itself: CATALOG, CHECKPOINT, `current` and most
 /// version manifests, which are new in every backup and would be an object each.
 pub(crate) const INLINE_BYTES_MAX: u64 = 16 << 10;
@@ -105,7 +107,8 @@ struct Entry {
 }
 
 impl Manifest {
-    pub(crate) fn encode(&self, sealer: &Sealer) -> Vec<u8> {
+    /// Refuses a list that is too long for any reader.
+    pub(crate) fn encode(&self, sealer: &Sealer) -> Result<Vec<u8>> {
         let entry = |file: &File| {
             let (inline, pieces) = match &file.content {
                 Content::Inline(bytes) => (Some(to_hex(bytes)), Vec::new()),
@@ -131,6 +134,11 @@ impl Manifest {
         };
         let json = serde_json::to_vec(&body).expect("plain values have a JSON");
         let packed = pack(&json);
+        let stored = packed.len() as u64 + (HEADER_BYTES + TAG_BYTES) as u64;
+        if json.len() as u64 > JSON_BYTES_MAX || stored > STORED_BYTES_MAX {
+            let what = format!("a backup of {} files is too large to be listed", self.files.len());
+            return Err(Error::InvalidInput(what));
+        }
         let nonce = sealer.nonce();
         let sealed = sealer.seal(packed, nonce, 0, self.id.object().as_ref().as_bytes());
         let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
@@ -141,7 +149,7 @@ impl Manifest {
         let check = check_of(self.id, &bytes, &sealed);
         bytes.extend_from_slice(&check.to_le_bytes());
         bytes.extend_from_slice(&sealed);
-        bytes
+        Ok(bytes)
     }
 
     /// Parses and checks the manifest of `id`.
@@ -291,7 +299,11 @@ fn check_entry(entry: Entry) -> std::result::Result<File, String> {
 
 /// Bound to the name: a manifest under another name is not that backup.
 fn check_of(id: BackupId, header: &[u8], sealed: &[u8]) -> u128 {
-    xxh3_128(&[id.object().as_ref().as_bytes(), header, sealed].concat())
+    let mut hash = Xxh3::new();
+    hash.update(id.object().as_ref().as_bytes());
+    hash.update(header);
+    hash.update(sealed);
+    hash.digest128()
 }
 
 /// The longest list that so many stored bytes may unpack to.
@@ -378,7 +390,7 @@ pub(crate) mod tests {
     fn a_manifest_comes_back() {
         for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
             let manifest = example();
-            let bytes = manifest.encode(&sealer);
+            let bytes = manifest.encode(&sealer).unwrap();
             assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
             let hidden = !bytes.windows(5).any(|window| window == b"users");
             assert!(hidden || !sealer.is_sealing());
@@ -389,7 +401,7 @@ pub(crate) mod tests {
     fn every_flipped_bit_every_cut_and_another_name_is_refused() {
         for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
             let manifest = example();
-            let bytes = manifest.encode(&sealer);
+            let bytes = manifest.encode(&sealer).unwrap();
             for at in 0..bytes.len() {
                 let mut rotten = bytes.clone();
                 rotten[at] ^= 1 << (at % 8);
@@ -407,7 +419,8 @@ pub(crate) mod tests {
             let mut manifest = example();
             change(&mut manifest);
             let sealer = Sealer::new(None);
-            let decoded = Manifest::decode(manifest.id, &manifest.encode(&sealer), &sealer);
+            let decoded =
+                Manifest::decode(manifest.id, &manifest.encode(&sealer).unwrap(), &sealer);
             let error = decoded.unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         };
@@ -453,7 +466,7 @@ pub(crate) mod tests {
         {
             let mut manifest = example();
             manifest.files.extend((1..=count).map(file));
-            let bytes = manifest.encode(&sealer);
+            let bytes = manifest.encode(&sealer).unwrap();
             assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
             let packed = &bytes[HEADER_BYTES..];
             let unpacked = unpack(packed).unwrap().len() as u64;

@@ -19,7 +19,7 @@ use crate::layout::{self, BackupId, FileId};
 use crate::lease;
 use crate::piece::{self, Place};
 use crate::repository::{Repository, now_ms};
-use crate::store::blocking;
+use crate::store::{Store, blocking};
 
 /// Objects that are asked for at the same time.
 const LOOKS_AT_ONCE: usize = 16;
@@ -299,12 +299,13 @@ impl<'a> Check<'a> {
         let store = &self.repository.store;
         let looking = stream::iter(suspected)
             .map(async |((id, number), wanted, file)| {
-                let there = store.head(&id.object(number)).await?.map(|there| there.size);
+                let there = look(store, &id.object(number)).await?;
                 Ok::<_, Error>((id.object(number), there, wanted, file))
             })
             .buffer_unordered(LOOKS_AT_ONCE);
-        let wrong = looking
-            .try_filter(|(_, there, wanted, _)| futures::future::ready(*there != Some(*wanted)));
+        let wrong = looking.try_filter(|(_, there, wanted, _)| {
+            futures::future::ready(*there != Ok(Some(*wanted)))
+        });
         let wrong: Vec<_> = wrong.try_collect().await?;
         for (object, there, wanted, file) in wrong {
             let by = named_by[file as usize].iter().map(|number| *number as usize);
@@ -318,8 +319,8 @@ impl<'a> Check<'a> {
         for dispute in self.census.disputes().to_vec() {
             for (number, wanted) in (0..).zip(&dispute.pieces) {
                 let object = dispute.file.object(number);
-                let there = self.repository.store.head(&object).await?.map(|there| there.size);
-                if there != Some(*wanted) {
+                let there = look(&self.repository.store, &object).await?;
+                if there != Ok(Some(*wanted)) {
                     self.wrong_piece(object, [dispute.backup], how_wrong(there, *wanted)).await?;
                 }
             }
@@ -403,9 +404,11 @@ impl<'a> Check<'a> {
     /// Proves every frame; what is wrong, if anything.
     async fn read_piece(&self, place: Place, bytes: u64) -> Result<Option<String>> {
         let object = place.file.object(place.piece);
-        let Some(body) = self.repository.store.read(&object, Some(0..bytes)).await? else {
-            return Ok(Some("is missing".to_owned()));
+        let body = match self.repository.store.read(&object, 0..bytes).await {
+            Err(Error::Corrupt { what, .. }) => return Ok(Some(format!("is corrupt: {what}"))),
+            read => read?,
         };
+        let Some(body) = body else { return Ok(Some("is missing".to_owned())) };
         let sealer = self.repository.sealer.clone();
         match blocking(move || piece::decode(place, &body, &sealer)).await {
             Ok(_) => Ok(None),
@@ -440,9 +443,20 @@ impl<'a> Check<'a> {
     }
 }
 
-fn how_wrong(there: Option<u64>, wanted: u64) -> String {
+/// The length of an object, if there is one, or why what is there is none.
+type Found = std::result::Result<Option<u64>, String>;
+
+async fn look(store: &Store, object: &Path) -> Result<Found> {
+    match store.head(object).await {
+        Err(Error::Corrupt { what, .. }) => Ok(Err(what)),
+        there => Ok(Ok(there?.map(|there| there.size))),
+    }
+}
+
+fn how_wrong(there: Found, wanted: u64) -> String {
     match there {
-        None => "is missing".to_owned(),
-        Some(bytes) => format!("has {bytes} bytes where {wanted} were written"),
+        Err(what) => format!("is corrupt: {what}"),
+        Ok(None) => "is missing".to_owned(),
+        Ok(Some(bytes)) => format!("has {bytes} bytes where {wanted} were written"),
     }
 }

@@ -23,6 +23,9 @@ use crate::store::Store;
 
 /// A lease that was not renewed for so long is nobody's any more.
 pub(crate) const EXPIRY: Duration = Duration::from_secs(15 * 60);
+/// No lease is longer, and no more are live at the same time.
+const CLAIM_BYTES_MAX: u64 = 4 << 10;
+const LIVE_MAX: usize = 10_000;
 const RENEW_EVERY: Duration = Duration::from_secs(3 * 60);
 
 /// What somebody is doing.
@@ -123,7 +126,23 @@ impl Drop for Lease {
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) object: Path,
-    pub(crate) claim: Claim,
+    pub(crate) work: Work,
+    /// The backups that must stay, with their files.
+    pub(crate) relies_on: Vec<BackupId>,
+}
+
+impl Held {
+    fn parse(object: Path, body: &[u8]) -> Result<Self> {
+        let corrupt = |what: String| Error::corrupt(object.to_string(), what);
+        let Claim { work, relies_on } =
+            serde_json::from_slice(body).map_err(|e| corrupt(e.to_string()))?;
+        let parse = |name: &String| {
+            let backup = BackupId::parse(&Path::from(name.as_str()));
+            backup.ok_or_else(|| corrupt(format!("it relies on {name:?}, which is no backup")))
+        };
+        let relies_on = relies_on.iter().map(parse).collect::<Result<_>>()?;
+        Ok(Self { object, work, relies_on })
+    }
 }
 
 /// The leases of others.
@@ -138,7 +157,7 @@ pub(crate) struct Leases {
 
 impl Leases {
     pub(crate) fn of(&self, work: Work) -> impl Iterator<Item = &Held> {
-        self.live.iter().filter(move |held| held.claim.work == work)
+        self.live.iter().filter(move |held| held.work == work)
     }
 }
 
@@ -170,10 +189,14 @@ pub(crate) async fn held(store: &Store, own: &Lease) -> Result<Leases> {
             continue;
         }
         // Released meanwhile.
-        let Some(body) = store.read(&object.location, None).await? else { continue };
-        let claim = serde_json::from_slice(&body)
-            .map_err(|e| Error::corrupt(object.location.to_string(), e.to_string()))?;
-        leases.live.push(Held { object: object.location, claim });
+        let Some(body) = store.read_whole(&object.location, CLAIM_BYTES_MAX).await? else {
+            continue;
+        };
+        if leases.live.len() == LIVE_MAX {
+            let what = format!("there are more than {LIVE_MAX} that have not expired");
+            return Err(Error::corrupt(layout::LEASES, what));
+        }
+        leases.live.push(Held::parse(object.location, &body)?);
     }
     Ok(leases)
 }

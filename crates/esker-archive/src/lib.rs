@@ -38,6 +38,7 @@ mod info;
 mod layout;
 mod lease;
 mod limit;
+mod local;
 mod manifest;
 mod piece;
 mod prune;

@@ -1,29 +1,39 @@
 //! A backup's manifest: bytes ↔ every file of it, in full. The grammar is in docs/format.md, "Backup".
 //!
 //! What must stay true: a manifest that was decoded is safe to follow. Its paths are those of a
-//! keyspace and none comes twice, its lengths agree with each other, and decoding it takes memory in
-//! proportion to a limit, whatever it claims.
+//! keyspace and none comes twice, its lengths agree with each other, each tree belongs to one partition,
+//! and decoding it takes memory in proportion to what is stored, whatever it claims.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
 use crate::layout::{BackupId, PIECE_BYTES, PIECES_MAX, check_directory, check_path, parse_hex};
 use crate::piece;
-use crate::seal::{Nonce, Sealer};
+use crate::seal::{Nonce, Sealer, TAG_BYTES};
 
 const MAGIC: &[u8; 8] = b"ESKRBKP\0";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 48;
 /// Unpacked, a manifest is no longer: some ten million files.
 const JSON_BYTES_MAX: u64 = 2 << 30;
+/// As stored, it is no longer: what does not compress of a list is less than half of it.
+pub(crate) const STORED_BYTES_MAX: u64 = 1 << 30;
 /// Files up to this length stand in the manifest itself unless they are tables: CATALOG, CHECKPOINT,
 /// `current` and most version manifests, which are new in every backup and would be an object each.
 pub(crate) const INLINE_BYTES_MAX: u64 = 16 << 10;
 const LEVEL: i32 = 3;
+/// Unpacked, a manifest is no longer than so many times what is stored, and this much more. Lists of
+/// files take a tenth of it: their hashes do not compress. What does is padded.
+const UNPACKED_PER_STORED: u64 = 64;
+const UNPACKED_FREE: u64 = 1 << 20;
+/// Log of the most memory that unpacking may look back at: 8 MiB, which any decoder of zstd has.
+const WINDOW_LOG_MAX: u32 = 23;
+/// Begins what decoders of zstd skip; its length follows.
+const SKIPPED: u32 = 0x184d_2a50;
 
 /// One backup, as its manifest tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +107,8 @@ struct Entry {
 }
 
 impl Manifest {
-    pub(crate) fn encode(&self, sealer: &Sealer) -> Vec<u8> {
+    /// Refuses a list that is too long for any reader.
+    pub(crate) fn encode(&self, sealer: &Sealer) -> Result<Vec<u8>> {
         let entry = |file: &File| {
             let (inline, pieces) = match &file.content {
                 Content::Inline(bytes) => (Some(to_hex(bytes)), Vec::new()),
@@ -122,7 +133,12 @@ impl Manifest {
             files: self.files.iter().map(entry).collect(),
         };
         let json = serde_json::to_vec(&body).expect("plain values have a JSON");
-        let packed = zstd::bulk::compress(&json, LEVEL).expect("a level that zstd has");
+        let packed = pack(&json);
+        let stored = packed.len() as u64 + (HEADER_BYTES + TAG_BYTES) as u64;
+        if json.len() as u64 > JSON_BYTES_MAX || stored > STORED_BYTES_MAX {
+            let what = format!("a backup of {} files is too large to be listed", self.files.len());
+            return Err(Error::InvalidInput(what));
+        }
         let nonce = sealer.nonce();
         let sealed = sealer.seal(packed, nonce, 0, self.id.object().as_ref().as_bytes());
         let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
@@ -133,7 +149,7 @@ impl Manifest {
         let check = check_of(self.id, &bytes, &sealed);
         bytes.extend_from_slice(&check.to_le_bytes());
         bytes.extend_from_slice(&sealed);
-        bytes
+        Ok(bytes)
     }
 
     /// Parses and checks the manifest of `id`.
@@ -179,10 +195,77 @@ impl Manifest {
             }
             files.push(file);
         }
-        body.directories.iter().try_for_each(|d| check_directory(d)).map_err(|e| e.to_string())?;
+        if let Some(name) = ["CATALOG", "CHECKPOINT"].iter().find(|name| !paths.contains(**name)) {
+            return Err(format!("it has no {name}"));
+        }
+        check_names(&body)?;
+        let trees = check_trees(&files, &body.partitions)?;
+        check_directories(&body.directories, &trees)?;
         let Body { created_ms, label, partitions, left_out, added_bytes, directories, .. } = body;
         Ok(Self { id, created_ms, label, partitions, left_out, added_bytes, directories, files })
     }
+}
+
+/// Partitions as a checkpoint lists them: names that can be, sorted, each once.
+fn check_names(body: &Body) -> std::result::Result<(), String> {
+    for names in [&body.partitions, &body.left_out] {
+        let wrong = |name: &&String| !(1..=255).contains(&name.len()) || name.contains(['/', '\0']);
+        if let Some(name) = names.iter().find(wrong) {
+            return Err(format!("{name:?} is no name of a partition"));
+        }
+        if !names.is_sorted_by(|a, b| a < b) {
+            return Err("its partitions are not in order, or come twice".into());
+        }
+    }
+    Ok(())
+}
+
+/// The tree of a path below `partitions`.
+fn tree_of(path: &str) -> Option<&str> {
+    Some(path.strip_prefix("partitions/")?.split_once('/')?.0)
+}
+
+/// Each tree belongs to one partition, all of it, and what is in no tree to none: who restores some
+/// partitions gets them whole.
+fn check_trees<'a>(
+    files: &'a [File],
+    partitions: &[String],
+) -> std::result::Result<BTreeMap<&'a str, &'a str>, String> {
+    let mut trees = BTreeMap::new();
+    for file in files {
+        let wrong = || format!("{:?} is not said to belong where it does", file.path);
+        match (tree_of(&file.path), &file.partition) {
+            (None, None) => {}
+            (Some(tree), Some(name)) => {
+                let known = *trees.entry(tree).or_insert(name.as_str());
+                if known != name || partitions.binary_search(name).is_err() {
+                    return Err(wrong());
+                }
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    let names: BTreeSet<_> = trees.values().collect();
+    if names.len() != trees.len() {
+        return Err("it has two trees of one partition".into());
+    }
+    Ok(trees)
+}
+
+/// Directories of trees that have files, each once: no more of them than of files.
+fn check_directories(
+    directories: &[String],
+    trees: &BTreeMap<&str, &str>,
+) -> std::result::Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for directory in directories {
+        check_directory(directory).map_err(|e| e.to_string())?;
+        let is_of_a_tree = tree_of(directory).is_some_and(|tree| trees.contains_key(tree));
+        if !is_of_a_tree || !seen.insert(directory) {
+            return Err(format!("{directory:?} belongs to no tree of it, or is there twice"));
+        }
+    }
+    Ok(())
 }
 
 fn check_entry(entry: Entry) -> std::result::Result<File, String> {
@@ -216,14 +299,41 @@ fn check_entry(entry: Entry) -> std::result::Result<File, String> {
 
 /// Bound to the name: a manifest under another name is not that backup.
 fn check_of(id: BackupId, header: &[u8], sealed: &[u8]) -> u128 {
-    xxh3_128(&[id.object().as_ref().as_bytes(), header, sealed].concat())
+    let mut hash = Xxh3::new();
+    hash.update(id.object().as_ref().as_bytes());
+    hash.update(header);
+    hash.update(sealed);
+    hash.digest128()
+}
+
+/// The longest list that so many stored bytes may unpack to.
+fn unpacked_bytes_max(stored_bytes: u64) -> u64 {
+    let ample = stored_bytes.saturating_mul(UNPACKED_PER_STORED).saturating_add(UNPACKED_FREE);
+    ample.min(JSON_BYTES_MAX)
+}
+
+/// Compressed, and padded where that was too good to be believed.
+fn pack(json: &[u8]) -> Vec<u8> {
+    let mut packed = zstd::bulk::compress(json, LEVEL).expect("a level that zstd has");
+    let wanted = (json.len() as u64).saturating_sub(UNPACKED_FREE).div_ceil(UNPACKED_PER_STORED);
+    let missing = wanted.saturating_sub(packed.len() as u64);
+    if missing > 0 {
+        // No list is so long that this does not fit.
+        let padding = u32::try_from(missing).expect("the part of a list that is in memory");
+        packed.extend_from_slice(&SKIPPED.to_le_bytes());
+        packed.extend_from_slice(&padding.to_le_bytes());
+        packed.resize(packed.len() + padding as usize, 0);
+    }
+    packed
 }
 
 fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    let limit = unpacked_bytes_max(packed.len() as u64);
+    let mut reader = zstd::stream::read::Decoder::with_buffer(packed).ok()?;
+    reader.window_log_max(WINDOW_LOG_MAX).ok()?;
     let mut json = Vec::new();
-    let reader = zstd::stream::read::Decoder::new(packed).ok()?;
-    let read = reader.take(JSON_BYTES_MAX + 1).read_to_end(&mut json).ok()?;
-    (read as u64 <= JSON_BYTES_MAX).then_some(json)
+    let read = reader.take(limit + 1).read_to_end(&mut json).ok()?;
+    (read as u64 <= limit).then_some(json)
 }
 
 fn to_hex(bytes: &[u8]) -> String {
@@ -256,6 +366,13 @@ pub(crate) mod tests {
                     bytes: 9,
                     xxh3: xxh3_128(&inline),
                     partition: None,
+                    content: Content::Inline(inline.clone()),
+                },
+                File {
+                    path: "CHECKPOINT".into(),
+                    bytes: 9,
+                    xxh3: xxh3_128(&inline),
+                    partition: None,
                     content: Content::Inline(inline),
                 },
                 File {
@@ -273,7 +390,7 @@ pub(crate) mod tests {
     fn a_manifest_comes_back() {
         for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
             let manifest = example();
-            let bytes = manifest.encode(&sealer);
+            let bytes = manifest.encode(&sealer).unwrap();
             assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
             let hidden = !bytes.windows(5).any(|window| window == b"users");
             assert!(hidden || !sealer.is_sealing());
@@ -284,7 +401,7 @@ pub(crate) mod tests {
     fn every_flipped_bit_every_cut_and_another_name_is_refused() {
         for sealer in [Sealer::new(None), Sealer::new(Some(&Key::generate()))] {
             let manifest = example();
-            let bytes = manifest.encode(&sealer);
+            let bytes = manifest.encode(&sealer).unwrap();
             for at in 0..bytes.len() {
                 let mut rotten = bytes.clone();
                 rotten[at] ^= 1 << (at % 8);
@@ -302,18 +419,71 @@ pub(crate) mod tests {
             let mut manifest = example();
             change(&mut manifest);
             let sealer = Sealer::new(None);
-            let decoded = Manifest::decode(manifest.id, &manifest.encode(&sealer), &sealer);
+            let decoded =
+                Manifest::decode(manifest.id, &manifest.encode(&sealer).unwrap(), &sealer);
             let error = decoded.unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         };
         refuse("no file of a keyspace", &|m| m.files[0].path = "../CATALOG".into());
         refuse("no directory of", &|m| m.directories[0] = "partitions/3/..".into());
+        refuse("has no CHECKPOINT", &|m| _ = m.files.remove(1));
+        refuse("belongs to no tree", &|m| m.directories[0] = "partitions/4/blobs".into());
+        refuse("belongs to no tree", &|m| m.directories.push(m.directories[0].clone()));
+        refuse("no name of a partition", &|m| m.partitions[0] = "a/b".into());
+        refuse("no name of a partition", &|m| m.left_out[0] = String::new());
+        refuse("not in order", &|m| m.left_out.push("rates".into()));
+        refuse("belong where it does", &|m| m.files[2].partition = None);
+        refuse("belong where it does", &|m| m.files[2].partition = Some("statistics".into()));
+        refuse("belong where it does", &|m| m.files[0].partition = Some("users".into()));
         refuse("is there twice", &|m| m.files.push(m.files[0].clone()));
         refuse("another one", &|m| m.files[0].bytes = 8);
         refuse("another one", &|m| m.files[0].xxh3 ^= 1);
-        refuse("do not make up", &|m| m.files[1].bytes = 5);
-        refuse("do not make up", &|m| m.files[1].bytes = u64::MAX);
-        refuse("cannot be as long", &|m| m.files[1].content = Content::Pieces(vec![u64::MAX, 90]));
-        refuse("cannot be as long", &|m| m.files[1].content = Content::Pieces(vec![1000, 0]));
+        refuse("do not make up", &|m| m.files[2].bytes = 5);
+        refuse("do not make up", &|m| m.files[2].bytes = u64::MAX);
+        refuse("cannot be as long", &|m| m.files[2].content = Content::Pieces(vec![u64::MAX, 90]));
+        refuse("cannot be as long", &|m| m.files[2].content = Content::Pieces(vec![1000, 0]));
+    }
+
+    #[test]
+    fn any_list_is_stored_so_that_it_is_believed() {
+        let sealer = Sealer::new(None);
+        let zeros = Content::Inline(vec![0; INLINE_BYTES_MAX as usize]);
+        let table = |number: u128, content| File {
+            path: format!("partitions/3/tables/{number}"),
+            bytes: INLINE_BYTES_MAX,
+            xxh3: xxh3_128(&[0; INLINE_BYTES_MAX as usize]),
+            partition: Some("users".into()),
+            content,
+        };
+        let of_pieces = |number: u128| {
+            let mut file = table(number, Content::Pieces(vec![9_000]));
+            file.xxh3 = xxh3_128(&number.to_le_bytes());
+            file
+        };
+        let mut sizes = Vec::new();
+        for (count, file) in
+            [(200_000, &of_pieces as &dyn Fn(u128) -> File), (1_000, &|n| table(n, zeros.clone()))]
+        {
+            let mut manifest = example();
+            manifest.files.extend((1..=count).map(file));
+            let bytes = manifest.encode(&sealer).unwrap();
+            assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
+            let packed = &bytes[HEADER_BYTES..];
+            let unpacked = unpack(packed).unwrap().len() as u64;
+            assert!(unpacked <= unpacked_bytes_max(packed.len() as u64));
+            sizes.push(unpacked / packed.len() as u64);
+        }
+        assert!(sizes[0] < UNPACKED_PER_STORED / 4, "{sizes:?}: real lists are far from the limit");
+        assert!(sizes[1] > UNPACKED_PER_STORED, "{sizes:?}: this one had to be padded");
+    }
+
+    #[test]
+    fn what_unpacks_to_too_much_is_refused() {
+        let bomb = zstd::bulk::compress(&vec![b' '; 64 << 20], LEVEL).unwrap();
+        assert!(bomb.len() < 64 << 10 && unpack(&bomb).is_none());
+        let mut streamed = zstd::stream::Encoder::new(Vec::new(), LEVEL).unwrap();
+        streamed.window_log(27).unwrap();
+        std::io::Write::write_all(&mut streamed, b"{}").unwrap();
+        assert!(unpack(&streamed.finish().unwrap()).is_none(), "128 MiB for two bytes");
     }
 }

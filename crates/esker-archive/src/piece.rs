@@ -40,6 +40,11 @@ pub(crate) fn stored_bytes_max(raw_bytes: u64) -> u64 {
     raw_bytes + frames(raw_bytes) * TAG_BYTES as u64 + tail_bytes(raw_bytes)
 }
 
+/// How many raw bytes a frame of such a piece stands for.
+fn raw_frame(raw_bytes: u64, number: u64) -> u64 {
+    (raw_bytes - number * FRAME_BYTES).min(FRAME_BYTES)
+}
+
 /// Which piece of which file.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -166,6 +171,11 @@ impl Table {
             let stored = u32::from_le_bytes(entry[..4].try_into().expect("four"));
             let check = u64::from_le_bytes(entry[4..].try_into().expect("eight"));
             let (stored, is_raw) = (stored & !IS_RAW, stored & IS_RAW != 0);
+            let raw = raw_frame(place.raw_bytes(), frames.len() as u64);
+            // Who fetches has room for this.
+            if stored == 0 || u64::from(stored) > raw + TAG_BYTES as u64 {
+                return Err(place.corrupt("a frame of it cannot be as long as its table says"));
+            }
             frames.push(Frame { offset, stored, is_raw, check });
             offset += u64::from(stored);
         }
@@ -209,8 +219,7 @@ impl Table {
             }
             let opened = sealer.open(sealed, self.nonce, number as u64, &bound);
             let packed = opened.ok_or_else(|| wrong("does not open with the key"))?;
-            let end = ((number as u64 + 1) * FRAME_BYTES).min(self.place.raw_bytes());
-            let expected = (end - number as u64 * FRAME_BYTES) as usize;
+            let expected = raw_frame(self.place.raw_bytes(), number as u64) as usize;
             let begin = raw.len();
             if frame.is_raw {
                 raw.extend_from_slice(&packed);

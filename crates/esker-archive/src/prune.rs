@@ -190,10 +190,10 @@ fn plan_of(census: &Census, policy: &Policy, now_ms: u64) -> Plan {
 
 /// What pushes and restores rely on stays, whatever the policy says.
 fn keep_relied_on(plan: Plan, leases: &Leases) -> Plan {
-    let relied_on: HashSet<_> = leases.live.iter().flat_map(|held| &held.claim.relies_on).collect();
+    let relied_on: HashSet<_> = leases.live.iter().flat_map(|held| &held.relies_on).collect();
     let Plan { mut keep, remove } = plan;
     let (in_use, remove): (Vec<_>, Vec<_>) =
-        remove.into_iter().partition(|id| relied_on.contains(&id.object().to_string()));
+        remove.into_iter().partition(|id| relied_on.contains(id));
     keep.extend(in_use.into_iter().map(|id| (id, BTreeSet::from([Reason::InUse]))));
     Plan { keep, remove }
 }
@@ -292,11 +292,10 @@ impl<'a> Prune<'a> {
     /// Pushes are not meant: those of then have ended, and a later one looked whether its base is there
     /// behind the last manifest that goes.
     async fn unknown_reliance(&self, leases: &Leases, census: &Census) -> Result<Option<String>> {
-        let known: HashSet<_> =
-            census.backups().iter().map(|backup| backup.id.object().to_string()).collect();
-        for held in leases.live.iter().filter(|held| held.claim.work != Work::Push) {
-            for name in held.claim.relies_on.iter().filter(|name| !known.contains(*name)) {
-                if self.repository.store.head(&Path::from(name.as_str())).await?.is_none() {
+        let known: HashSet<_> = census.backups().iter().map(|backup| backup.id).collect();
+        for held in leases.live.iter().filter(|held| held.work != Work::Push) {
+            for backup in held.relies_on.iter().filter(|backup| !known.contains(*backup)) {
+                if self.repository.store.head(&backup.object()).await?.is_none() {
                     let what = format!("{} relies on a backup that was removed", held.object);
                     return Ok(Some(what));
                 }
@@ -312,8 +311,7 @@ impl<'a> Prune<'a> {
         census: &mut Census,
     ) -> Result<Vec<(Piece, u64)>> {
         let repository = self.repository;
-        let relied_on: HashSet<_> =
-            leases.live.iter().flat_map(|held| &held.claim.relies_on).collect();
+        let relied_on: HashSet<_> = leases.live.iter().flat_map(|held| &held.relies_on).collect();
         // Behind the leases: a push that is not among them any more has written its manifest.
         let known: HashSet<_> = census.backups().iter().map(|backup| backup.id).collect();
         let mut added = repository.listed().await?;
@@ -323,9 +321,7 @@ impl<'a> Prune<'a> {
             Ok(())
         };
         repository.each_manifest(&added, each).await?;
-        let stays = |id: BackupId| {
-            !self.removed.contains(&id) || relied_on.contains(&id.object().to_string())
-        };
+        let stays = |id: BackupId| !self.removed.contains(&id) || relied_on.contains(&id);
         let staying = census.namers(census.backups().iter().filter(|backup| stays(backup.id)));
         let mut doomed = Vec::new();
         let (mut young_pieces, mut young_bytes) = (0, 0);

@@ -17,11 +17,13 @@ use tokio::runtime::Runtime;
 
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId};
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::seal::{Key, Sealer};
 use crate::store::{Conditions, Store, blocking};
 
 const FORMAT_VERSION: u32 = 1;
+/// No REPOSITORY is longer.
+const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
 const SEALED: &str = "xchacha20poly1305";
 /// Manifests that are fetched at the same time.
 const MANIFESTS_AT_ONCE: usize = 8;
@@ -150,7 +152,7 @@ impl Repository {
         options.apply_to(&mut store);
         let runtime = runtime()?;
         let description = runtime.block_on(async {
-            if store.read(&Path::from(layout::REPOSITORY), None).await?.is_some() {
+            if store.head(&Path::from(layout::REPOSITORY)).await?.is_some() {
                 return Err(Error::RepositoryExists { location: store.location.clone() });
             }
             let encryption = options
@@ -201,7 +203,10 @@ impl Repository {
     fn open_at(mut store: Store, options: RepositoryOptions) -> Result<Self> {
         options.apply_to(&mut store);
         let runtime = runtime()?;
-        let read = runtime.block_on(store.read(&Path::from(layout::REPOSITORY), None))?;
+        let read = {
+            let object = Path::from(layout::REPOSITORY);
+            runtime.block_on(store.read_whole(&object, DESCRIPTION_BYTES_MAX))?
+        };
         let nothing = || Error::NotARepository {
             location: store.location.clone(),
             reason: format!("it has no {}", layout::REPOSITORY),
@@ -280,7 +285,7 @@ impl Repository {
     }
 
     async fn manifest_bytes(&self, id: BackupId) -> Result<Bytes> {
-        let read = self.store.read(&id.object(), None).await?;
+        let read = self.store.read_whole(&id.object(), manifest::STORED_BYTES_MAX).await?;
         read.ok_or_else(|| Error::NoSuchBackup {
             location: self.store.location.clone(),
             asked: id.to_string(),
@@ -347,7 +352,11 @@ fn describe(bytes: &[u8]) -> Result<Description> {
         let object = layout::REPOSITORY.to_owned();
         return Err(Error::UnsupportedFormat { object, found: format, supported: FORMAT_VERSION });
     }
-    serde_json::from_slice(bytes).map_err(wrong)
+    let described: Description = serde_json::from_slice(bytes).map_err(wrong)?;
+    if layout::parse_hex(&described.id, 32).is_none() {
+        return Err(Error::corrupt(layout::REPOSITORY, "its id is none"));
+    }
+    Ok(described)
 }
 
 fn check_key(location: &str, encryption: Option<&Encryption>, key: Option<&Key>) -> Result<()> {

@@ -5,7 +5,8 @@
 //! - Memory is bounded by one budget for all: whoever fetches has taken the bytes of what comes and of
 //!   what it unpacks to before.
 //! - Nothing is written outside of the unfinished directory, and nothing before the manifest was
-//!   checked; every frame is checked before it is unpacked, and every file, against the hash in the
+//!   checked; that directory is ours, and whatever is in it that the backup has not is removed first,
+//!   links before all; every frame is checked before it is unpacked, and every file, against the hash in the
 //!   manifest, before the target appears. It appears by a rename, synced and whole, or not at all.
 //! - What was interrupted goes on: the unfinished directory is named after target and backup, and a
 //!   record in it says which ranges were written. A file that was resumed is believed only when its
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use esker::ListedFile;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -38,6 +40,7 @@ use crate::store::blocking;
 /// What a restore was at when it was interrupted; in the unfinished directory.
 const RECORD: &str = ".esker-restore";
 const RECORD_BYTES: usize = 12;
+const CHECKPOINT: &str = "CHECKPOINT";
 const MODE_DIR: u32 = 0o700;
 const MODE_FILE: u32 = 0o600;
 
@@ -213,6 +216,7 @@ impl Repository {
             download.reuse(target)?;
         }
         download.run().await?;
+        check_listing(&download.site.dir, &manifest).await?;
         let report = RestoreReport {
             backup: backup.to_string(),
             seqno: backup.seqno,
@@ -226,8 +230,8 @@ impl Repository {
         };
         let (target, delta) = (target.to_owned(), options.delta);
         let kept = options.partitions.clone();
-        let dir = download.site.dir;
-        blocking(move || publish(&dir, &target, kept, delta)).await?;
+        let site = download.site;
+        blocking(move || publish(&site, &target, kept, delta)).await?;
         Ok(report)
     }
 }
@@ -273,9 +277,53 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
 }
 
+/// What was restored must be the checkpoint that the manifest says: whoever wrote that may have listed
+/// other files, or those of another backup.
+async fn check_listing(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let object = manifest.id.object().to_string();
+    let of = dir.to_owned();
+    let listing = match blocking(move || esker::read_listing(of)).await {
+        Err(error) if error.kind() == esker::ErrorKind::Corrupt => {
+            return Err(Error::corrupt(object, format!("it is of no checkpoint: {error}")));
+        }
+        listing => listing?,
+    };
+    let wrong = |what: &str| Err(Error::corrupt(&object, what));
+    let id = manifest.id;
+    let heads = [
+        (listing.uuid, listing.timeline, listing.seqno, listing.created_ms),
+        (id.uuid, id.timeline, id.seqno, manifest.created_ms),
+    ];
+    if heads[0] != heads[1] {
+        return wrong("its CHECKPOINT is of another backup");
+    }
+    // Some of them may not have been asked for.
+    let is_wanted = |name: &String| manifest.partitions.binary_search(name).is_ok();
+    if listing.partitions.iter().filter(|name| is_wanted(name)).ne(&manifest.partitions) {
+        return wrong("its CHECKPOINT has other partitions");
+    }
+    let is_of_wanted = |file: &&ListedFile| file.partition.as_ref().is_none_or(is_wanted);
+    let listed: BTreeMap<_, _> =
+        listing.files.iter().filter(is_of_wanted).map(|file| (file.path.as_str(), file)).collect();
+    let as_listed = |file: &Entry| {
+        listed.get(file.path.as_str()).is_some_and(|listed| {
+            listed.bytes == file.bytes
+                && listed.xxh3.is_none_or(|xxh3| xxh3 == file.xxh3)
+                && listed.partition == file.partition
+        })
+    };
+    let others = || manifest.files.iter().filter(|file| file.path != CHECKPOINT);
+    if others().count() != listed.len() || !others().all(as_listed) {
+        return wrong("its CHECKPOINT lists other files");
+    }
+    Ok(())
+}
+
 /// The unfinished directory and the record of what is in it.
 struct Site {
     dir: PathBuf,
+    /// Of the directory, which keeps it when it gets its name: nobody else works in it until it has.
+    _lock: File,
     record: Mutex<File>,
     /// Chunks that an interrupted attempt wrote: file, piece, first frame.
     written: BTreeSet<(u32, u32, u32)>,
@@ -290,31 +338,19 @@ impl Site {
         let parts = xxh3_128(manifest.partitions.join("\0").as_bytes()) as u32;
         let name = format!(".{name}.esker-restore-{:016x}-{:x}-{parts:08x}", id.tag, id.seqno);
         let dir = parent(target).join(name);
+        let lock = own(&dir)?;
+        let expected = Expected::of(manifest);
+        sweep(&dir, "", &expected)?;
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(MODE_DIR);
-        builder.create(&dir).at("create", &dir)?;
-        for sub in ["journal", "partitions"] {
+        for sub in expected.directories {
             builder.create(dir.join(sub)).at("create", &dir)?;
-        }
-        for sub in &manifest.directories {
-            builder.create(dir.join(sub)).at("create", &dir)?;
-        }
-        for file in &manifest.files {
-            let path = dir.join(&file.path);
-            builder.create(parent(&path)).at("create", &path)?;
         }
         let path = dir.join(RECORD);
         let mut options = fs::OpenOptions::new();
         options.read(true).append(true).create(true).mode(MODE_FILE);
-        let mut record = options.open(&path).at("open", &path)?;
+        let mut record = no_follow(&mut options).open(&path).at("open", &path)?;
         let mut bytes = Vec::new();
-        match rustix::fs::flock(&record, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let by = "another restore of this backup to this target is at work".to_owned();
-                return Err(Error::Busy { what: dir.display().to_string(), by });
-            }
-            locked => locked.at("lock", &path)?,
-        }
         record.read_to_end(&mut bytes).at("read", &path)?;
         let number = |chunk: &[u8], at: usize| {
             u32::from_le_bytes(chunk[at..at + 4].try_into().expect("four bytes"))
@@ -323,7 +359,7 @@ impl Site {
             .chunks_exact(RECORD_BYTES)
             .map(|chunk| (number(chunk, 0), number(chunk, 4), number(chunk, 8)))
             .collect();
-        Ok(Self { dir, record: Mutex::new(record), written })
+        Ok(Self { dir, _lock: lock, record: Mutex::new(record), written })
     }
 
     /// Takes note of a chunk that was written.
@@ -335,6 +371,101 @@ impl Site {
         let written = self.record.lock().write_all(&entry);
         written.at("write", &self.dir.join(RECORD))
     }
+}
+
+/// Creates the unfinished directory or finds it; locked, and nobody's but ours.
+fn own(dir: &Path) -> Result<File> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(MODE_DIR);
+    builder.create(parent(dir)).at("create", dir)?;
+    match builder.recursive(false).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => created.at("create", dir)?,
+    }
+    let foreign = |what: &str| {
+        let dir = dir.display();
+        Error::InvalidInput(format!("{dir} {what}; it is in the way of a restore: remove it"))
+    };
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    // Not even opened, if it is a pipe.
+    let there = fs::symlink_metadata(dir).at("inspect", dir)?;
+    if !there.is_dir() {
+        return Err(foreign("is no directory"));
+    }
+    let lock = no_follow(&mut options).open(dir).at("open", dir)?;
+    let found = lock.metadata().at("inspect", dir)?;
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(foreign("belongs to somebody else, or others may write to it"));
+    }
+    lock_as_named(lock, dir)
+}
+
+/// The lock of a directory that still has this name.
+fn lock_as_named(open: File, dir: &Path) -> Result<File> {
+    let busy = || Error::Busy {
+        what: dir.display().to_string(),
+        by: "another restore of this backup to this target is at work".to_owned(),
+    };
+    match rustix::fs::flock(&open, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy()),
+        locked => locked.at("lock", dir)?,
+    }
+    // Whoever had it may just have given it its name.
+    let found = open.metadata().at("inspect", dir)?;
+    let now = fs::symlink_metadata(dir).map_err(|_| busy())?;
+    if (now.dev(), now.ino()) != (found.dev(), found.ino()) {
+        return Err(busy());
+    }
+    Ok(open)
+}
+
+/// What may be in the unfinished directory, by its path in it.
+struct Expected {
+    directories: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+impl Expected {
+    fn of(manifest: &Manifest) -> Self {
+        let mut directories = BTreeSet::from(["journal".to_owned(), "partitions".to_owned()]);
+        let mut files = BTreeSet::from([RECORD.to_owned()]);
+        let paths = manifest.files.iter().map(|file| &file.path);
+        for path in paths.chain(&manifest.directories) {
+            let mut above = path.as_str();
+            while let Some((directory, _)) = above.rsplit_once('/') {
+                directories.insert(directory.to_owned());
+                above = directory;
+            }
+        }
+        directories.extend(manifest.directories.iter().cloned());
+        files.extend(manifest.files.iter().map(|file| file.path.clone()));
+        Self { directories, files }
+    }
+}
+
+/// Removes everything that an interrupted attempt could not have left, or that is somebody else's as
+/// well: an interrupted delta has links to files of the old target, which are not ours to write.
+fn sweep(dir: &Path, below: &str, expected: &Expected) -> Result<()> {
+    for entry in fs::read_dir(dir).at("list", dir)? {
+        let entry = entry.at("list", dir)?;
+        let path = entry.path();
+        let found = fs::symlink_metadata(&path).at("inspect", &path)?;
+        let name = entry.file_name().to_str().map(|name| format!("{below}{name}"));
+        let is_in = |set: &BTreeSet<String>| name.as_ref().is_some_and(|name| set.contains(name));
+        if found.is_dir() && is_in(&expected.directories) {
+            sweep(&path, &format!("{}/", name.unwrap_or_default()), expected)?;
+        } else if found.is_dir() {
+            fs::remove_dir_all(&path).at("remove", &path)?;
+        } else if !found.is_file() || found.nlink() > 1 || !is_in(&expected.files) {
+            fs::remove_file(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn no_follow(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
 }
 
 /// Some frames of a piece of a file.
@@ -351,15 +482,33 @@ struct Task {
 struct Target {
     id: FileId,
     path: PathBuf,
-    file: File,
+    /// Open while some of it is under way: a backup has more files than a process may open.
+    file: Mutex<Option<Arc<File>>>,
     /// Chunks that are missing.
     missing: AtomicU64,
     /// Whether an interrupted attempt wrote some of it.
     resumed: bool,
 }
 
-/// A piece that is fetched in several ranges shares the table that says where they are.
-type Tables = HashMap<(u32, u32), OnceCell<Table>>;
+impl Target {
+    fn open(&self) -> Result<Arc<File>> {
+        let mut file = self.file.lock();
+        if let Some(open) = &*file {
+            return Ok(Arc::clone(open));
+        }
+        let mut options = fs::OpenOptions::new();
+        let opened = no_follow(options.read(true).write(true)).open(&self.path);
+        let opened = Arc::new(opened.at("open", &self.path)?);
+        *file = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+}
+
+/// A file with missing chunks, by its number, and whether all of it comes again.
+type Queued = (u32, bool);
+
+/// Pieces that are fetched in several ranges share the table that says where they are.
+type Tables = HashMap<(u32, u32), Arc<OnceCell<Table>>>;
 
 struct Download<'a> {
     repository: &'a Repository,
@@ -367,8 +516,9 @@ struct Download<'a> {
     options: &'a RestoreOptions,
     site: Site,
     targets: Mutex<BTreeMap<u32, Arc<Target>>>,
-    tasks: Mutex<Vec<Task>>,
-    tables: Tables,
+    queue: Mutex<Vec<Queued>>,
+    /// Of the files under way.
+    tables: Mutex<Tables>,
     /// In KiB of the budget.
     room: Semaphore,
     lines: Lines,
@@ -392,8 +542,8 @@ impl<'a> Download<'a> {
             options,
             site,
             targets: Mutex::default(),
-            tasks: Mutex::default(),
-            tables: Tables::new(),
+            queue: Mutex::default(),
+            tables: Mutex::default(),
             room: Semaphore::new(options.buffer_bytes().div_ceil(1024) as usize),
             lines: Lines::new(options.download_workers),
             bytes_total: manifest.raw_bytes(),
@@ -420,41 +570,47 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// The chunks of a file that are missing.
+    /// Counts the chunks of a file that are missing.
     fn plan(&mut self, number: u32, entry: &Entry) -> Result<()> {
         let path = self.site.dir.join(&entry.path);
-        let file = create(&path)?;
-        file.set_len(entry.bytes).at("write", &path)?;
+        create(&path)?.set_len(entry.bytes).at("write", &path)?;
         let id = self.repository.sealer.name(entry.xxh3, entry.bytes);
-        let step = (self.options.chunk() / FRAME_BYTES) as u32;
-        let mut tasks = Vec::new();
-        let mut resumed = false;
-        for piece in 0..id.pieces() as u32 {
-            let frames = piece::frames(id.piece_bytes(piece)) as u32;
-            for first_frame in (0..frames).step_by(step as usize) {
-                let end_frame = (first_frame + step).min(frames);
-                let task = Task { file: number, piece, first_frame, end_frame };
-                // Frame by frame: an earlier attempt may have taken other steps.
-                let done = (first_frame..end_frame)
-                    .all(|frame| self.site.written.contains(&(number, piece, frame)));
-                if done {
-                    resumed = true;
-                    let bytes = task.raw_bytes(id);
-                    self.resumed_bytes += bytes;
-                    self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-                } else {
-                    tasks.push(task);
-                }
-            }
-            if frames > step {
-                self.tables.insert((number, piece), OnceCell::new());
-            }
+        let (mut missing, mut resumed_bytes) = (0, 0);
+        for task in self.chunks(number, id) {
+            if self.is_written(&task) { resumed_bytes += task.raw_bytes(id) } else { missing += 1 }
         }
-        let missing = AtomicU64::new(tasks.len() as u64);
-        let target = Target { id, path, file, missing, resumed };
+        self.resumed_bytes += resumed_bytes;
+        self.bytes_done.fetch_add(resumed_bytes, Ordering::Relaxed);
+        let (missing, resumed) = (AtomicU64::new(missing), resumed_bytes > 0);
+        let target = Target { id, path, file: Mutex::default(), missing, resumed };
         self.targets.lock().insert(number, Arc::new(target));
-        self.tasks.lock().extend(tasks);
+        self.queue.lock().push((number, false));
         Ok(())
+    }
+
+    /// Every chunk of a file. They are never listed: a manifest of a few KiB can claim millions.
+    fn chunks(&self, number: u32, id: FileId) -> impl Iterator<Item = Task> + use<> {
+        let step = (self.options.chunk() / FRAME_BYTES) as u32;
+        (0..id.pieces() as u32).flat_map(move |piece| {
+            let frames = piece::frames(id.piece_bytes(piece)) as u32;
+            (0..frames).step_by(step as usize).map(move |first_frame| {
+                let end_frame = (first_frame + step).min(frames);
+                Task { file: number, piece, first_frame, end_frame }
+            })
+        })
+    }
+
+    /// Frame by frame: an earlier attempt may have taken other steps.
+    fn is_written(&self, task: &Task) -> bool {
+        let Task { file, piece, first_frame, end_frame } = *task;
+        (first_frame..end_frame).all(|frame| self.site.written.contains(&(file, piece, frame)))
+    }
+
+    /// What is to be fetched of a file, unless it has been found elsewhere.
+    fn missing(&self, (number, anew): Queued) -> impl Iterator<Item = Task> + '_ {
+        let id = self.targets.lock().get(&number).map(|target| target.id);
+        let chunks = id.map(|id| self.chunks(number, id)).into_iter().flatten();
+        chunks.filter(move |task| anew || !self.is_written(task))
     }
 
     /// Fetches everything that is missing and checks every file.
@@ -470,10 +626,11 @@ impl<'a> Download<'a> {
         }
         // A file whose resumed part was wrong comes again, from the beginning.
         loop {
-            let tasks = std::mem::take(&mut *self.tasks.lock());
-            if tasks.is_empty() {
+            let queue = std::mem::take(&mut *self.queue.lock());
+            if queue.is_empty() {
                 return Ok(());
             }
+            let tasks = queue.into_iter().flat_map(|queued| self.missing(queued));
             // Some wait for room, some for their answers, some are unpacked and written.
             let ahead = 2 * Lines::requests_max(self.options.download_workers);
             let fetched = stream::iter(tasks).map(|task| self.fetch(task)).buffer_unordered(ahead);
@@ -489,8 +646,8 @@ impl<'a> Download<'a> {
         let offset =
             u64::from(task.piece) * PIECE_BYTES + u64::from(task.first_frame) * FRAME_BYTES;
         let bytes = raw.len() as u64;
-        let place = Arc::clone(&target);
-        let written = blocking(move || place.file.write_all_at(&raw, offset)).await;
+        let file = target.open()?;
+        let written = blocking(move || file.write_all_at(&raw, offset)).await;
         written.at("write", &target.path)?;
         drop(room);
         for frame in task.first_frame..task.end_frame {
@@ -507,10 +664,12 @@ impl<'a> Download<'a> {
     async fn fetch_frames(&self, task: Task, id: FileId) -> Result<Vec<u8>> {
         let place = Place { file: id, piece: task.piece };
         let sealer = self.repository.sealer.clone();
-        let Some(table) = self.tables.get(&(task.file, task.piece)) else {
+        let is_whole = task.raw_bytes(id) == id.piece_bytes(task.piece);
+        if is_whole {
             let object = self.read(place, task, None).await?;
             return blocking(move || piece::decode(place, &object, &sealer)).await;
-        };
+        }
+        let table = Arc::clone(self.tables.lock().entry((task.file, task.piece)).or_default());
         let table = table.get_or_try_init(|| self.fetch_table(place, task)).await?.clone();
         let (first, end) = (task.first_frame as usize, task.end_frame as usize);
         let stored = self.read(place, task, Some(table.range(first, end))).await?;
@@ -543,7 +702,7 @@ impl<'a> Download<'a> {
         // Never more than was declared, whatever lies there.
         let range = range.unwrap_or(0..length);
         let _line = self.lines.enter(range.end - range.start).await;
-        let read = self.repository.store.read(&object, Some(range)).await?;
+        let read = self.repository.store.read(&object, range).await?;
         let bytes = read.ok_or_else(|| Error::Missing {
             object: object.to_string(),
             needed_by: self.manifest.id.to_string(),
@@ -555,8 +714,10 @@ impl<'a> Download<'a> {
     /// All chunks of a file are written: it must be what the manifest says.
     async fn finish(&self, number: u32, target: &Arc<Target>) -> Result<()> {
         let xxh3 = self.manifest.files[number as usize].xxh3;
-        let hashing = Arc::clone(target);
-        let found = blocking(move || hash(&hashing.file)).await.at("read", &target.path)?;
+        let file = target.open()?;
+        let found = blocking(move || hash(&file)).await.at("read", &target.path)?;
+        let tables = 0..target.id.pieces() as u32;
+        tables.for_each(|piece| _ = self.tables.lock().remove(&(number, piece)));
         if found == xxh3 {
             self.targets.lock().remove(&number);
             return Ok(());
@@ -573,32 +734,17 @@ impl<'a> Download<'a> {
     }
 
     fn plan_anew(&self, number: u32, target: &Target) -> Result<()> {
-        let tasks = self.chunks(number, target.id);
         let renewed = Target {
             id: target.id,
             path: target.path.clone(),
-            file: target.file.try_clone().at("open", &target.path)?,
-            missing: AtomicU64::new(tasks.len() as u64),
+            file: Mutex::default(),
+            missing: AtomicU64::new(self.chunks(number, target.id).count() as u64),
             resumed: false,
         };
         self.bytes_done.fetch_sub(target.id.bytes, Ordering::Relaxed);
         self.targets.lock().insert(number, Arc::new(renewed));
-        self.tasks.lock().extend(tasks);
+        self.queue.lock().push((number, true));
         Ok(())
-    }
-
-    /// Every chunk of a file.
-    fn chunks(&self, number: u32, id: FileId) -> Vec<Task> {
-        let step = (self.options.chunk() / FRAME_BYTES) as u32;
-        let mut tasks = Vec::new();
-        for piece in 0..id.pieces() as u32 {
-            let frames = piece::frames(id.piece_bytes(piece)) as u32;
-            for first_frame in (0..frames).step_by(step as usize) {
-                let end_frame = (first_frame + step).min(frames);
-                tasks.push(Task { file: number, piece, first_frame, end_frame });
-            }
-        }
-        tasks
     }
 
     fn report(&self) {
@@ -636,7 +782,6 @@ impl<'a> Download<'a> {
         if fs::hard_link(local, &target.path).is_err() {
             fs::copy(local, &target.path).at("copy", local)?;
         }
-        self.tasks.lock().retain(|task| task.file != number);
         self.reused_bytes.fetch_add(target.id.bytes, Ordering::Relaxed);
         self.bytes_done.fetch_add(target.id.bytes, Ordering::Relaxed);
         Ok(())
@@ -671,13 +816,9 @@ fn local_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn create(path: &Path) -> Result<File> {
-    // An interrupted delta may have left a link to a file of the old target, which is not ours to write.
-    if fs::symlink_metadata(path).is_ok_and(|found| found.nlink() > 1) {
-        fs::remove_file(path).at("replace", path)?;
-    }
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(MODE_FILE);
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32).open(path).at("create", path)
+    no_follow(&mut options).open(path).at("create", path)
 }
 
 fn hash(file: &File) -> io::Result<u128> {
@@ -696,7 +837,12 @@ fn hash(file: &File) -> io::Result<u128> {
 }
 
 /// Makes everything durable and gives it its name.
-fn publish(dir: &Path, target: &Path, kept: Option<BTreeSet<String>>, delta: bool) -> Result<()> {
+fn publish(site: &Site, target: &Path, kept: Option<BTreeSet<String>>, delta: bool) -> Result<()> {
+    let dir = &site.dir;
+    // It will have the name of the unfinished directory, where others would go on.
+    let is_directory = fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
+    let old = (delta && is_directory).then(|| File::open(target).at("open", target)).transpose()?;
+    let _old = old.map(|old| lock_as_named(old, target)).transpose()?;
     if let Some(names) = kept {
         esker::keep_partitions(dir, names)?;
     }

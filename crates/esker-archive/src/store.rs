@@ -2,25 +2,27 @@
 //!
 //! What must stay true: whatever is tried again can be applied twice (objects are immutable and named
 //! by their content or at random, deleting what is gone is no error); a body is as long as was asked
-//! for, or it is fetched again; credentials are taken from the environment and shown to nobody.
+//! for, or it is fetched again, and nothing that comes takes more memory than was allowed for it before;
+//! credentials are taken from the environment and shown to nobody.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    Error as StoreError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    PutMode, PutOptions, PutPayload, UpdateVersion,
+    Error as StoreError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion,
 };
 use rand::RngExt as _;
 use url::Url;
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout;
+use crate::local::{NotPlain, PlainFiles};
 
 /// How often a request is made before its failure counts, and how long is waited between.
 #[derive(Copy, Clone, Debug)]
@@ -96,8 +98,7 @@ impl Store {
             let reason = "there is no such directory".to_owned();
             return Err(Error::NotARepository { location, reason });
         }
-        let local = object_store::local::LocalFileSystem::new_with_prefix(path);
-        let local = local.map_err(|e| Error::store("open", location.clone(), e))?.with_fsync(true);
+        let local = PlainFiles::new(path).map_err(|e| Error::store("open", location.clone(), e))?;
         Ok(Self::over(Arc::new(local), Path::default(), location))
     }
 
@@ -115,30 +116,47 @@ impl Store {
         Ok(Self::over(Arc::from(store), prefix, location))
     }
 
-    /// The whole object, or a range of it; `None` if there is none.
-    pub(crate) async fn read(
-        &self,
-        object: &Path,
-        range: Option<Range<u64>>,
-    ) -> Result<Option<Bytes>> {
-        let wanted = range.as_ref().map(|range| range.end - range.start);
-        self.again("read", object, async || {
-            let range = range.clone().map(GetRange::Bounded);
+    /// The whole object, which must not be longer than this; `None` if there is none.
+    pub(crate) async fn read_whole(&self, object: &Path, bytes_max: u64) -> Result<Option<Bytes>> {
+        self.read_wanted(object, Wanted::Whole { bytes_max }).await
+    }
+
+    /// A range of an object; `None` if there is no object.
+    pub(crate) async fn read(&self, object: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
+        self.read_wanted(object, Wanted::Range(range)).await
+    }
+
+    async fn read_wanted(&self, object: &Path, wanted: Wanted) -> Result<Option<Bytes>> {
+        let read = self.again("read", object, async || {
+            let range = match &wanted {
+                Wanted::Whole { .. } => None,
+                Wanted::Range(range) => Some(GetRange::Bounded(range.clone())),
+            };
             let options = GetOptions { range, ..GetOptions::default() };
             let got = match self.inner.get_opts(object, options).await {
-                Err(StoreError::NotFound { .. }) => return Ok(None),
-                got => got?,
+                Err(StoreError::NotFound { .. }) => return Ok(Ok(None)),
+                Err(error) => match self.too_short(object, &wanted).await {
+                    Some(what) => return Ok(Err(what)),
+                    None => return Err(error),
+                },
+                Ok(got) => got,
             };
-            let whole = got.range.end - got.range.start;
-            let body = got.bytes().await?;
-            let expected = wanted.unwrap_or(whole);
-            if body.len() as u64 != expected {
-                let source = format!("{} of {expected} bytes came", body.len()).into();
-                return Err(StoreError::Generic { store: "body", source });
+            match wanted.bytes_of(got.meta.size) {
+                Ok(expected) => body(got, expected).await.map(|body| Ok(Some(body))),
+                Err(what) => Ok(Err(what)),
             }
-            Ok(Some(body))
-        })
-        .await
+        });
+        read.await?.map_err(|what| Error::corrupt(object.to_string(), what))
+    }
+
+    /// What is wrong, if a range was refused because the object ends before it: stores say so in many
+    /// ways.
+    async fn too_short(&self, object: &Path, wanted: &Wanted) -> Option<String> {
+        if !matches!(wanted, Wanted::Range(_)) {
+            return None;
+        }
+        let there = self.inner.head(object).await.ok()?;
+        wanted.bytes_of(there.size).err()
     }
 
     /// The length of an object and when it was written; `None` if there is none.
@@ -161,7 +179,7 @@ impl Store {
     /// The same once: for who comes again anyway.
     pub(crate) async fn put_once(&self, object: &Path, body: Bytes) -> Result<()> {
         let put = self.inner.put(object, PutPayload::from_bytes(body)).await;
-        put.map(|_| ()).map_err(|e| Error::store("write", object.to_string(), e))
+        put.map(|_| ()).map_err(|e| told("write", object, e))
     }
 
     /// Writes an object that must not be there; false if it is, with other content. Only as certain as
@@ -169,7 +187,15 @@ impl Store {
     pub(crate) async fn create(&self, object: &Path, body: Bytes) -> Result<bool> {
         let created = self.put_new(object, body.clone()).await?;
         // What timed out may have been applied, and then stands in its own way.
-        Ok(created || self.read(object, None).await?.is_some_and(|found| found == body))
+        Ok(created || self.holds(object, &body).await?)
+    }
+
+    /// Whether an object has this content.
+    async fn holds(&self, object: &Path, body: &Bytes) -> Result<bool> {
+        match self.read_whole(object, body.len() as u64).await {
+            Err(Error::Corrupt { .. }) => Ok(false),
+            read => Ok(read?.is_some_and(|found| found == body)),
+        }
     }
 
     /// Writes an object unless there is one; whether it did. Only as certain as the store's conditions.
@@ -216,7 +242,7 @@ impl Store {
         let prefix = Path::from(prefix);
         let mut listing = self.inner.list(Some(&prefix));
         while let Some(found) = listing.next().await {
-            each(found.map_err(|e| Error::store("list", prefix.to_string(), e))?)?;
+            each(found.map_err(|e| told("list", &prefix, e))?)?;
         }
         Ok(())
     }
@@ -230,14 +256,14 @@ impl Store {
             self.inner.put_opts(&object, PutPayload::from_static(body.as_bytes()), options).await
         };
         let first = put(PutMode::Overwrite, "one").await;
-        let first = first.map_err(|e| Error::store("write", object.to_string(), e))?;
+        let first = first.map_err(|e| told("write", &object, e))?;
         let again = put(PutMode::Create, "two").await;
         let create = matches!(
             again,
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. })
         );
         let changed = put(PutMode::Overwrite, "three").await;
-        changed.map_err(|e| Error::store("write", object.to_string(), e))?;
+        changed.map_err(|e| told("write", &object, e))?;
         let stale = UpdateVersion { e_tag: first.e_tag, version: first.version };
         let update = put(PutMode::Update(stale), "four").await;
         let update = matches!(update, Err(StoreError::Precondition { .. }));
@@ -262,12 +288,75 @@ impl Store {
             };
             failed += 1;
             if failed >= self.retry.attempts || is_final(&error) {
-                return Err(Error::store(operation, object.to_string(), error));
+                return Err(told(operation, object, error));
             }
             let wait = self.retry.wait(failed);
             tracing::warn!(%error, %object, ?wait, "{operation} failed; it is tried again");
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// How much of an object is wanted.
+enum Wanted {
+    Whole { bytes_max: u64 },
+    Range(Range<u64>),
+}
+
+impl Wanted {
+    /// The length of what comes of an object of `size` bytes, or what is wrong with that.
+    fn bytes_of(&self, size: u64) -> std::result::Result<u64, String> {
+        match self {
+            Self::Whole { bytes_max } if size > *bytes_max => {
+                Err(format!("it has {size} bytes; what is written there has {bytes_max} at most"))
+            }
+            Self::Whole { .. } => Ok(size),
+            Self::Range(range) if size < range.end => {
+                Err(format!("it ends at {size} bytes, and {} are named", range.end))
+            }
+            Self::Range(range) => Ok(range.end - range.start),
+        }
+    }
+}
+
+/// The body, which never takes more memory than expected, whatever comes.
+async fn body(got: GetResult, expected: u64) -> object_store::Result<Bytes> {
+    let wrong = |came: u64| {
+        let source = format!("{came} of {expected} bytes came").into();
+        StoreError::Generic { store: "body", source }
+    };
+    if matches!(got.payload, GetResultPayload::File(..)) {
+        let length = got.range.end - got.range.start;
+        return if length == expected { got.bytes().await } else { Err(wrong(length)) };
+    }
+    let mut chunks = got.into_stream();
+    let mut body = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        let came = body.len() as u64 + chunk.len() as u64;
+        if came > expected {
+            return Err(wrong(came));
+        }
+        if came == expected && body.is_empty() {
+            return Ok(chunk);
+        }
+        if body.is_empty() {
+            body.reserve(expected as usize);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if body.len() as u64 == expected { Ok(body.freeze()) } else { Err(wrong(body.len() as u64)) }
+}
+
+/// The error of a request. What is no file where one must be is damage, not the store's failure.
+fn told(operation: &'static str, object: &Path, error: StoreError) -> Error {
+    let not_plain = match &error {
+        StoreError::NotSupported { source } => source.downcast_ref::<NotPlain>(),
+        _ => None,
+    };
+    match not_plain {
+        Some(odd) => Error::corrupt(object.to_string(), odd.to_string()),
+        None => Error::store(operation, object.to_string(), error),
     }
 }
 

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use esker_archive::{CheckOptions, Policy, PruneOptions, PushOptions, Repository};
 use esker_bench::table::{Table, mebibytes, millis};
 use esker_bench::{Result, machine};
+use object_store::ObjectStoreExt as _;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::ObjectStoreExt as _;
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -1,5 +1,6 @@
 //! Fixtures: what tests do to keyspaces, as verbs.
 
+pub mod archive;
 pub mod chaos;
 pub mod child;
 pub mod crash;

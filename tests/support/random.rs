@@ -23,6 +23,11 @@ impl Seeded {
             None => RandomState::new().hash_one(std::process::id()),
         };
         println!("{name}: ESKER_SEED={seed}");
+        Self::of(seed)
+    }
+
+    /// The generator of this seed, which the caller prints if anything fails.
+    pub fn of(seed: u64) -> Self {
         Self { seed, rng: StdRng::seed_from_u64(seed) }
     }
 

@@ -22,7 +22,7 @@ use crate::census::{Census, Piece};
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId, FileId};
 use crate::lease::{self, Lease, Leases, Work};
-use crate::push::{GRACE, LOOK_EVERY};
+use crate::push::GRACE;
 use crate::repository::Repository;
 use crate::retention::{self, Candidate, Plan, Policy, Reason};
 
@@ -269,7 +269,7 @@ impl<'a> Prune<'a> {
                 return Ok(None);
             }
             self.show(0, of_then.len() as u64);
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(self.repository.store.look_every).await;
         }
     }
 

@@ -38,8 +38,6 @@ use crate::store::blocking;
 /// Pieces that no manifest names go when they are this old. One of half that age that is found is
 /// written again.
 pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often one who waits for the work of others looks.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CHECKPOINT: &str = "CHECKPOINT";
 
 /// How a backup is pushed.
@@ -644,7 +642,7 @@ impl<'a> Upload<'a> {
             if !now.of(Work::Prune).any(|held| of_then.contains(&held.object)) {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(self.repository.store.look_every).await;
         }
     }
 

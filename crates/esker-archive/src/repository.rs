@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -34,6 +34,7 @@ const MANIFESTS_AT_ONCE: usize = 8;
 pub struct RepositoryOptions {
     key: Option<Key>,
     attempts: Option<u32>,
+    impatient: bool,
 }
 
 impl RepositoryOptions {
@@ -46,6 +47,14 @@ impl RepositoryOptions {
     /// How often a request is made before its failure counts; default 8, which takes some 40 seconds.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts);
+        self
+    }
+
+    /// Tries again at once, and looks again at once for whom it waits: for tests, whose stores neither
+    /// recover with time nor mind.
+    #[doc(hidden)]
+    pub fn impatient(mut self) -> Self {
+        self.impatient = true;
         self
     }
 }
@@ -325,6 +334,10 @@ impl Repository {
 impl RepositoryOptions {
     fn apply_to(&self, store: &mut Store) {
         store.retry.attempts = self.attempts.unwrap_or(store.retry.attempts).max(1);
+        if self.impatient {
+            store.retry.longest_wait = Duration::ZERO;
+            store.look_every = Duration::from_millis(1);
+        }
     }
 }
 

@@ -67,7 +67,12 @@ pub(crate) struct Store {
     /// As the user gave it, without a password.
     pub(crate) location: String,
     pub(crate) retry: Retry,
+    /// How often one who waits for the work of others looks.
+    pub(crate) look_every: Duration,
 }
+
+/// See [`Store::look_every`].
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 impl Store {
     /// The store that a path or URL names. A local directory is created if `create` says so.
@@ -87,7 +92,7 @@ impl Store {
     /// A store that the caller has made, and a prefix in it.
     pub(crate) fn over(inner: Arc<dyn ObjectStore>, prefix: Path, location: String) -> Self {
         let inner = Arc::new(PrefixStore::new(inner, prefix));
-        Self { inner, location, retry: Retry::default() }
+        Self { inner, location, retry: Retry::default(), look_every: LOOK_EVERY }
     }
 
     fn local(path: &std::path::Path, create: bool) -> Result<Self> {

@@ -410,7 +410,7 @@ impl<'a> Check<'a> {
         };
         let Some(body) = body else { return Ok(Some("is missing".to_owned())) };
         let sealer = self.repository.sealer.clone();
-        match blocking(move || piece::decode(place, &body, &sealer)).await {
+        match blocking(move || piece::decode(place, &body, &sealer, |_, _| Ok(()))).await {
             Ok(_) => Ok(None),
             Err(Error::Corrupt { what, .. }) => Ok(Some(format!("is corrupt: {what}"))),
             Err(other) => Ok(Some(format!("cannot be read: {other}"))),

@@ -78,7 +78,7 @@ impl Lease {
         let body = serde_json::to_vec(&claim).expect("plain values have a JSON");
         let body = bytes::Bytes::from(body);
         let renewed = Arc::new(Mutex::new(Renewed { at: SystemTime::now(), lost: false }));
-        store.put(&object, body.clone()).await?;
+        store.put(&object, std::slice::from_ref(&body)).await?;
         let renewing = {
             let (store, object, renewed) = (store.clone(), object.clone(), Arc::clone(&renewed));
             tokio::spawn(async move {
@@ -173,7 +173,7 @@ pub(crate) fn is_expired(written_ms: u64, now_ms: u64) -> bool {
 /// All leases but `own`, as of now by the store's clock, which a probe tells: `own` may be minutes old.
 pub(crate) async fn held(store: &Store, own: &Lease) -> Result<Leases> {
     let probe = Path::from(format!("{}/{:016x}", layout::PROBES, rand::random::<u64>()));
-    store.put(&probe, bytes::Bytes::new()).await?;
+    store.put(&probe, &[]).await?;
     let gone = || Error::corrupt(probe.to_string(), "it was removed");
     let now_ms = written_ms(&store.head(&probe).await?.ok_or_else(gone)?);
     if let Err(error) = store.remove(&probe).await {

@@ -140,7 +140,7 @@ impl Manifest {
             return Err(Error::InvalidInput(what));
         }
         let nonce = sealer.nonce();
-        let sealed = sealer.seal(packed, nonce, 0, self.id.object().as_ref().as_bytes());
+        let sealed = sealer.seal(packed.into(), nonce, 0, self.id.object().as_ref().as_bytes());
         let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());

@@ -4,6 +4,7 @@
 //! What must stay true: nothing that comes from a store is believed before it was checked, and no
 //! length in it makes us ask for more memory than a frame, which the reader knows beforehand.
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::error::{Error, Result};
@@ -71,18 +72,21 @@ impl Place {
     }
 }
 
-/// The object of a piece.
-pub(crate) fn encode(place: Place, raw: &[u8], sealer: &Sealer, level: i32) -> Vec<u8> {
+/// The object of a piece, as parts that follow each other. What does not compress is not copied.
+pub(crate) fn encode(place: Place, raw: &Bytes, sealer: &Sealer, level: i32) -> Vec<Bytes> {
     assert_eq!(raw.len() as u64, place.raw_bytes(), "the piece is as long as its file says");
     let nonce = sealer.nonce();
     let bound = place.encode();
-    let mut object = Vec::with_capacity(raw.len() / 2 + FOOTER_BYTES);
+    let mut object = Vec::new();
     let mut table = Vec::new();
     let mut compressor = zstd::bulk::Compressor::new(level).expect("a level that zstd has");
     let mut skip = 0;
-    for (number, frame) in raw.chunks(FRAME_BYTES as usize).enumerate() {
+    for number in 0..frames(place.raw_bytes()) {
+        let begin = number * FRAME_BYTES;
+        let end = begin + raw_frame(place.raw_bytes(), number);
+        let frame = raw.slice(begin as usize..end as usize);
         let worth = frame.len() - frame.len() / WORTH;
-        let packed = if skip > 0 { None } else { compressor.compress(frame).ok() };
+        let packed = if skip > 0 { None } else { compressor.compress(&frame).ok() };
         let packed = packed.filter(|packed| packed.len() < worth);
         skip = match (&packed, skip) {
             (Some(_), _) => 0,
@@ -90,13 +94,11 @@ pub(crate) fn encode(place: Place, raw: &[u8], sealer: &Sealer, level: i32) -> V
             (None, left) => left - 1,
         };
         let is_raw = if packed.is_none() { IS_RAW } else { 0 };
-        let bytes = packed.unwrap_or_else(|| frame.to_vec());
-        let sealed = sealer.seal(bytes, nonce, number as u64, &bound);
+        let sealed = sealer.seal(packed.map_or(frame, Bytes::from), nonce, number, &bound);
         table.extend_from_slice(&(sealed.len() as u32 | is_raw).to_le_bytes());
         table.extend_from_slice(&xxh3_64(&sealed).to_le_bytes());
-        object.extend_from_slice(&sealed);
+        object.push(sealed);
     }
-    object.extend_from_slice(&table);
     let mut footer = Vec::with_capacity(FOOTER_BYTES);
     footer.extend_from_slice(MAGIC);
     footer.extend_from_slice(&VERSION.to_le_bytes());
@@ -108,7 +110,8 @@ pub(crate) fn encode(place: Place, raw: &[u8], sealer: &Sealer, level: i32) -> V
     let check = check_of(&bound, &table, &footer);
     footer.extend_from_slice(&check.to_le_bytes());
     assert_eq!(footer.len(), FOOTER_BYTES);
-    object.extend_from_slice(&footer);
+    object.push(table.into());
+    object.push(footer.into());
     object
 }
 
@@ -192,22 +195,23 @@ impl Table {
         self.frames[first].offset..end.offset + u64::from(end.stored)
     }
 
-    /// The raw bytes of frames `first..last`, from what lies at [`Table::range`].
+    /// Hands over the raw bytes of frames `first..last`, one after the other, each with its place in the
+    /// piece, from what lies at [`Table::range`]. One frame at a time is in memory besides.
     pub(crate) fn open(
         &self,
         first: usize,
         last: usize,
         stored: &[u8],
         sealer: &Sealer,
-    ) -> Result<Vec<u8>> {
+        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let range = self.range(first, last);
         if stored.len() as u64 != range.end - range.start {
             return Err(self.place.corrupt("a range of it is cut short"));
         }
-        let raw_start = first as u64 * FRAME_BYTES;
-        let raw_end = (last as u64 * FRAME_BYTES).min(self.place.raw_bytes());
-        let mut raw = Vec::with_capacity((raw_end - raw_start) as usize);
         let bound = self.place.encode();
+        let mut unpacker = zstd::bulk::Decompressor::new().expect("no dictionary is wrong");
+        let mut unpacked = Vec::new();
         for number in first..last {
             let frame = self.frames[number];
             let from = (frame.offset - range.start) as usize;
@@ -220,18 +224,21 @@ impl Table {
             let opened = sealer.open(sealed, self.nonce, number as u64, &bound);
             let packed = opened.ok_or_else(|| wrong("does not open with the key"))?;
             let expected = raw_frame(self.place.raw_bytes(), number as u64) as usize;
-            let begin = raw.len();
-            if frame.is_raw {
-                raw.extend_from_slice(&packed);
+            let raw = if frame.is_raw {
+                &packed[..]
             } else {
-                let unpacked = zstd::bulk::decompress(&packed, expected);
-                raw.extend_from_slice(&unpacked.map_err(|_| wrong("does not decompress"))?);
-            }
-            if raw.len() - begin != expected {
+                unpacked.clear();
+                unpacked.reserve_exact(FRAME_BYTES as usize);
+                let unpacking = unpacker.decompress_to_buffer(&packed, &mut unpacked);
+                unpacking.map_err(|_| wrong("does not decompress"))?;
+                &unpacked[..]
+            };
+            if raw.len() != expected {
                 return Err(wrong("is not as long as it should be"));
             }
+            each(number as u64 * FRAME_BYTES, raw)?;
         }
-        Ok(raw)
+        Ok(())
     }
 
     pub(crate) fn frames(&self) -> usize {
@@ -239,17 +246,36 @@ impl Table {
     }
 }
 
-/// All raw bytes of a piece whose whole object is at hand.
-pub(crate) fn decode(place: Place, object: &[u8], sealer: &Sealer) -> Result<Vec<u8>> {
+/// Hands over all raw bytes of a piece whose whole object is at hand, frame by frame.
+pub(crate) fn decode(
+    place: Place,
+    object: &[u8],
+    sealer: &Sealer,
+    each: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
     let table = Table::parse(place, object, object.len() as u64, sealer)?;
     let end = table.range(0, table.frames()).end as usize;
-    table.open(0, table.frames(), &object[..end], sealer)
+    table.open(0, table.frames(), &object[..end], sealer, each)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::seal::Key;
+
+    fn encode(place: Place, raw: &[u8], sealer: &Sealer, level: i32) -> Vec<u8> {
+        super::encode(place, &Bytes::copy_from_slice(raw), sealer, level).concat()
+    }
+
+    fn decode(place: Place, object: &[u8], sealer: &Sealer) -> Result<Vec<u8>> {
+        let mut raw = Vec::new();
+        super::decode(place, object, sealer, |at, frame| {
+            assert_eq!(at, raw.len() as u64);
+            raw.extend_from_slice(frame);
+            Ok(())
+        })?;
+        Ok(raw)
+    }
 
     fn noise(len: usize) -> Vec<u8> {
         let mut state = 9_u64;
@@ -308,9 +334,16 @@ mod tests {
             for (first, last) in [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)] {
                 let range = table.range(first, last);
                 let stored = &object[range.start as usize..range.end as usize];
-                let opened = table.open(first, last, stored, &sealer).unwrap();
                 let from = first * FRAME_BYTES as usize;
-                assert!(opened == raw[from..(last * FRAME_BYTES as usize).min(raw.len())]);
+                let mut reached = from;
+                let opened = table.open(first, last, stored, &sealer, |at, frame| {
+                    assert_eq!(at, reached as u64);
+                    assert!(frame == &raw[reached..reached + frame.len()]);
+                    reached += frame.len();
+                    Ok(())
+                });
+                opened.unwrap();
+                assert_eq!(reached, (last * FRAME_BYTES as usize).min(raw.len()));
             }
         }
     }

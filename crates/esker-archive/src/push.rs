@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use esker::{Keyspace, Listing};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
@@ -449,7 +450,7 @@ fn rotten(path: &Path) -> Error {
     Error::corrupt(path.display().to_string(), "its bytes are not what the checkpoint's list says")
 }
 
-fn hash_file(path: &Path) -> Result<u128> {
+pub(crate) fn hash_file(path: &Path) -> Result<u128> {
     let mut file = File::open(path).at("open", path)?;
     let mut hash = Xxh3::new();
     std::io::copy(&mut file, &mut Hashing(&mut hash)).at("read", path)?;
@@ -550,7 +551,7 @@ impl<'a> Upload<'a> {
                 let room = self.room.acquire_many(kib).await.expect("it is never closed");
                 let raw = read_piece(file, id, number, path).await?;
                 hash.lock().update(&raw);
-                Ok::<_, Error>((number, raw, room))
+                Ok::<_, Error>((number, Bytes::from(raw), room))
             }
         });
         let sending = pieces.map(async |piece| {
@@ -565,11 +566,10 @@ impl<'a> Upload<'a> {
     }
 
     /// Sends a piece unless it is there; its length as stored.
-    async fn send_piece(&self, place: Place, raw: Vec<u8>) -> Result<u64> {
+    async fn send_piece(&self, place: Place, raw: Bytes) -> Result<u64> {
         let store = &self.repository.store;
         let object = place.file.object(place.piece);
         let raw_bytes = raw.len() as u64;
-        let raw = Arc::new(raw);
         let there = self.look(place, &raw).await?;
         if let There::Whole(stored) = there {
             self.report(raw_bytes);
@@ -577,12 +577,12 @@ impl<'a> Upload<'a> {
         }
         let (sealer, level) = (self.repository.sealer.clone(), self.options.level);
         let body = blocking(move || piece::encode(place, &raw, &sealer, level)).await;
-        let stored = body.len() as u64;
+        let stored = body.iter().map(|part| part.len() as u64).sum();
         let _line = self.lines.enter(stored).await;
         self.rate.wait_for(stored).await;
         let is_ours = match there {
-            There::Broken => store.put(&object, body.into()).await.map(|()| true)?,
-            _ => store.put_new(&object, body.into()).await?,
+            There::Broken => store.put(&object, &body).await.map(|()| true)?,
+            _ => store.put_new(&object, &body).await?,
         };
         let confirmed = store.head(&object).await?.map(|there| there.size);
         // Another push may have been faster, with another level of compression: its bytes stay.
@@ -599,7 +599,7 @@ impl<'a> Upload<'a> {
     }
 
     /// What is there of a piece; if it is whole, it stays.
-    async fn look(&self, place: Place, raw: &Arc<Vec<u8>>) -> Result<There> {
+    async fn look(&self, place: Place, raw: &Bytes) -> Result<There> {
         let store = &self.repository.store;
         let object = place.file.object(place.piece);
         let Some(there) = store.head(&object).await? else { return Ok(There::Nothing) };
@@ -613,14 +613,20 @@ impl<'a> Upload<'a> {
         let _line = self.lines.enter(there.size).await;
         let read = store.read(&object, 0..there.size).await?;
         let Some(bytes) = read else { return Ok(There::Nothing) };
-        let (sealer, raw, stored) =
-            (self.repository.sealer.clone(), Arc::clone(raw), bytes.clone());
-        let decoded = move || piece::decode(place, &stored, &sealer).is_ok_and(|it| it == *raw);
-        if !blocking(decoded).await {
+        let (sealer, raw, stored) = (self.repository.sealer.clone(), raw.clone(), bytes.clone());
+        let proved = move || {
+            let mut is_same = true;
+            let decoded = piece::decode(place, &stored, &sealer, |at, frame| {
+                is_same &= raw[at as usize..].starts_with(frame);
+                Ok(())
+            });
+            decoded.is_ok() && is_same
+        };
+        if !blocking(proved).await {
             return Ok(There::Broken);
         }
         self.rate.wait_for(there.size).await;
-        store.put(&object, bytes).await?;
+        store.put(&object, &[bytes]).await?;
         Ok(There::Whole(there.size))
     }
 

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::path::Path;
 
+use bytes::Bytes;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key as CipherKey, XChaCha20Poly1305, XNonce};
 
@@ -118,10 +119,11 @@ impl Sealer {
     }
 
     /// The part `number` of an object, as it is stored. `place` says where it belongs.
-    pub(crate) fn seal(&self, bytes: Vec<u8>, nonce: Nonce, number: u64, place: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&self, bytes: Bytes, nonce: Nonce, number: u64, place: &[u8]) -> Bytes {
         let Some(sealing) = &self.0 else { return bytes };
         let payload = Payload { msg: &bytes, aad: place };
-        sealing.cipher.encrypt(&at(nonce, number), payload).expect("a part is far below the limit")
+        let sealed = sealing.cipher.encrypt(&at(nonce, number), payload);
+        sealed.expect("a part is far below the limit").into()
     }
 
     /// What [`Sealer::seal`] was given; `None` if it was something else, or by another key.
@@ -165,14 +167,14 @@ mod tests {
         let (sealer, other) =
             (Sealer::new(Some(&Key::generate())), Sealer::new(Some(&Key::generate())));
         let nonce = sealer.nonce();
-        let sealed = sealer.seal(b"content".to_vec(), nonce, 3, b"place");
+        let sealed = sealer.seal(Bytes::from_static(b"content"), nonce, 3, b"place");
         assert_eq!(sealed.len(), 7 + TAG_BYTES);
         assert_eq!(sealer.open(&sealed, nonce, 3, b"place").as_deref(), Some(&b"content"[..]));
         assert!(sealer.open(&sealed, nonce, 4, b"place").is_none());
         assert!(sealer.open(&sealed, nonce, 3, b"elsewhere").is_none());
         assert!(other.open(&sealed, nonce, 3, b"place").is_none());
         for at in 0..sealed.len() {
-            let mut rotten = sealed.clone();
+            let mut rotten = sealed.to_vec();
             rotten[at] ^= 1;
             assert!(sealer.open(&rotten, nonce, 3, b"place").is_none(), "byte {at}");
         }

@@ -173,10 +173,11 @@ impl Store {
         .await
     }
 
-    /// Writes an object whose name stands for its content: whatever is there is the same.
-    pub(crate) async fn put(&self, object: &Path, body: Bytes) -> Result<()> {
+    /// Writes an object whose name stands for its content: whatever is there is the same. The parts of
+    /// the body follow each other.
+    pub(crate) async fn put(&self, object: &Path, body: &[Bytes]) -> Result<()> {
         self.again("write", object, async || {
-            self.inner.put(object, PutPayload::from_bytes(body.clone())).await.map(|_| ())
+            self.inner.put(object, payload(body)).await.map(|_| ())
         })
         .await
     }
@@ -190,7 +191,7 @@ impl Store {
     /// Writes an object that must not be there; false if it is, with other content. Only as certain as
     /// the store's conditions.
     pub(crate) async fn create(&self, object: &Path, body: Bytes) -> Result<bool> {
-        let created = self.put_new(object, body.clone()).await?;
+        let created = self.put_new(object, std::slice::from_ref(&body)).await?;
         // What timed out may have been applied, and then stands in its own way.
         Ok(created || self.holds(object, &body).await?)
     }
@@ -204,17 +205,15 @@ impl Store {
     }
 
     /// Writes an object unless there is one; whether it did. Only as certain as the store's conditions.
-    pub(crate) async fn put_new(&self, object: &Path, body: Bytes) -> Result<bool> {
+    pub(crate) async fn put_new(&self, object: &Path, body: &[Bytes]) -> Result<bool> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.again("create", object, async || {
-            let payload = PutPayload::from_bytes(body.clone());
-            match self.inner.put_opts(object, payload, options.clone()).await {
+            match self.inner.put_opts(object, payload(body), options.clone()).await {
                 Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
                     Ok(false)
                 }
                 Err(StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }) => {
-                    let payload = PutPayload::from_bytes(body.clone());
-                    self.inner.put(object, payload).await.map(|_| true)
+                    self.inner.put(object, payload(body)).await.map(|_| true)
                 }
                 put => put.map(|_| true),
             }
@@ -363,6 +362,11 @@ fn told(operation: &'static str, object: &Path, error: StoreError) -> Error {
         Some(odd) => Error::corrupt(object.to_string(), odd.to_string()),
         None => Error::store(operation, object.to_string(), error),
     }
+}
+
+/// Costs nothing: the parts are not copied.
+fn payload(body: &[Bytes]) -> PutPayload {
+    body.iter().cloned().collect()
 }
 
 fn bad_location(location: &str, reason: &str) -> Error {

@@ -10,6 +10,7 @@ mod cell;
 mod data;
 mod local;
 mod scale;
+mod shaped;
 
 use std::path::PathBuf;
 
@@ -23,12 +24,16 @@ fn main() -> Result<()> {
     {
         return cell::run(spec);
     }
-    let known = ["what", "dir", "mib", "rounds", "backups", "files", "each"];
+    let known = [
+        "what", "dir", "mib", "rounds", "backups", "files", "each", "workers", "chunks", "buffers",
+        "rate", "latency", "plot", "shapes",
+    ];
     let arguments = Arguments::parse(&known)?;
     let parent: PathBuf = arguments.get("dir", std::env::temp_dir())?;
     println!("{}\n", machine::describe());
     match arguments.get("what", "local".to_owned())?.as_str() {
         "local" => local::run(&parent, arguments.get("mib", 4096)?, arguments.get("rounds", 3)?),
+        "shaped" => shaped::run(&parent, &shaped::Settings::parse(&arguments)?),
         "scale" => scale::run(
             arguments.get("backups", 1000)?,
             arguments.get("files", 200_000)?,

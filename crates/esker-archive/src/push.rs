@@ -95,7 +95,7 @@ impl PushOptions {
     }
 
     /// Uploads at the same time; default 4, at least 1. Those of 4 MiB and less count half, those of
-    /// 512 KiB and less a quarter. Each large one takes up to 96 MiB of memory, and two more pieces
+    /// 512 KiB and less a quarter. Each large one takes up to 64 MiB of memory, and two more pieces
     /// wait.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers.max(1);

@@ -36,6 +36,8 @@ use crate::repository::Repository;
 use crate::store::blocking;
 
 const CHECKPOINT: &str = "CHECKPOINT";
+/// One that comes, and one that is unpacked and written.
+const CHUNKS_PER_WORKER: u64 = 2;
 
 /// How a backup is restored.
 #[must_use]
@@ -86,9 +88,9 @@ impl RestoreOptions {
         self
     }
 
-    /// Memory for what is fetched and not written yet; default three times `chunk_bytes` for each
-    /// worker. Where it is less than that, chunks are smaller, down to 1 MiB, of which two fit at
-    /// least.
+    /// Memory for what is fetched and not written yet; default two times `chunk_bytes` for each worker.
+    /// Where it is less than that, chunks are smaller, down to 1 MiB; one of these is fetched in any
+    /// case, and takes 2 MiB.
     pub fn buffer_bytes_max(mut self, bytes: u64) -> Self {
         self.buffer_bytes_max = Some(bytes);
         self
@@ -113,16 +115,15 @@ impl RestoreOptions {
         self
     }
 
-    /// Raw bytes of a chunk, so that every worker has one and a half: one that comes, and one that is
-    /// unpacked or written.
+    /// Raw bytes of a chunk, so that all of [`CHUNKS_PER_WORKER`] fit the budget.
     fn chunk(&self) -> u64 {
-        let fits = self.buffer_bytes_max.map_or(u64::MAX, |max| max / 3);
-        let fits = fits / self.download_workers as u64 / FRAME_BYTES * FRAME_BYTES;
-        self.chunk_bytes.min(fits).max(FRAME_BYTES)
+        let chunks = CHUNKS_PER_WORKER * self.download_workers as u64;
+        let fits = self.buffer_bytes_max.map_or(u64::MAX, |max| max / chunks);
+        self.chunk_bytes.min(fits / FRAME_BYTES * FRAME_BYTES).max(FRAME_BYTES)
     }
 
     fn buffer_bytes(&self) -> u64 {
-        let wanted = 3 * self.chunk_bytes * self.download_workers as u64;
+        let wanted = CHUNKS_PER_WORKER * self.chunk_bytes * self.download_workers as u64;
         self.buffer_bytes_max.unwrap_or(wanted).max(needed_bytes(self.chunk()))
     }
 }

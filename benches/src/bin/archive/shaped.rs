@@ -99,7 +99,7 @@ pub fn run(parent: &Path, settings: &Settings) -> Result<()> {
                     std::fs::remove_dir_all(target)?;
                     series.points.push((workers, outcome));
                     let budget =
-                        if buffer > 0 { buffer << 20 } else { 3 * (chunk << 20) * workers as u64 };
+                        if buffer > 0 { buffer << 20 } else { 2 * (chunk << 20) * workers as u64 };
                     table.row(row(&files, chunk, budget, &series, settings));
                     eprintln!("{}, {workers} workers: {outcome:?}", series.name);
                 }

@@ -14,13 +14,13 @@ mod prune;
 mod repository;
 #[cfg(feature = "archive")]
 mod transfer;
-mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::failure::Outcome;
 use crate::output::Console;
+use crate::units;
 
 /// Back up a keyspace to another place, and restore it from there
 ///

@@ -8,6 +8,7 @@ use std::path::Path;
 use esker_archive::{BackupId, BackupInfo, Key, Repository, RepositoryOptions};
 use serde_json::{Value, json};
 
+use super::proof::proved;
 use super::{InfoArgs, InitArgs, KeygenArgs, ListArgs, Place};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Console, Results, say, say_json};
@@ -120,10 +121,16 @@ pub fn info(args: &InfoArgs) -> Outcome {
 fn about(repository: &Repository, json: bool) -> Outcome {
     let about = repository.about();
     let backups = repository.list()?.len() as u64;
+    // A manifest that cannot be read must not keep us from saying what else is known: that is for `check`.
+    let proofs = match repository.proofs() {
+        Err(error) if error.kind() == esker_archive::ErrorKind::Corrupt => None,
+        proofs => Some(proofs?),
+    };
     if json {
         let mut value = json!(about);
         if let Value::Object(fields) = &mut value {
             fields.insert("backups".to_owned(), json!(backups));
+            fields.insert("proofs".to_owned(), json!(proofs));
         }
         return say_json(&value);
     }
@@ -139,6 +146,7 @@ fn about(repository: &Repository, json: bool) -> Outcome {
         ("encrypted", yes(about.encrypted)),
         ("writers", fenced.to_owned()),
         ("backups", output::count(backups)),
+        ("data", proofs.as_ref().map_or_else(|| "unknown; see check".to_owned(), proved)),
     ])
 }
 

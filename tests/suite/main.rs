@@ -7,6 +7,7 @@ mod batches;
 #[cfg(feature = "bytes")]
 mod bytes;
 mod checkpoint;
+mod checkpoints;
 mod compaction;
 mod copy;
 mod deferring;

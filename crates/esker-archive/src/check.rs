@@ -1,6 +1,7 @@
 //! Check: whether everything that a manifest names is there, and on request whether it can be read.
 //!
-//! What must stay true: nothing is written, not even a lease, so credentials that only read will do; a
+//! What must stay true: nothing is written but what was proved, and that only if it can be, not even a
+//! lease, so credentials that only read will do; a
 //! piece counts as missing only when it was asked for by name and its manifest is still there, because
 //! listings may be older than what they list, and prunes go on meanwhile.
 
@@ -15,9 +16,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::census::{Census, Piece};
 use crate::error::{Error, Result};
-use crate::layout::{self, BackupId, FileId};
+use crate::layout::{self, BackupId, FileId, ProofId};
 use crate::lease;
 use crate::piece::{self, Place};
+use crate::proof::{Proofs, Proved};
 use crate::repository::{Repository, now_ms};
 use crate::store::{Store, blocking};
 
@@ -28,14 +30,16 @@ const LOOKS_AT_ONCE: usize = 16;
 #[must_use]
 pub struct CheckOptions {
     read_data: f64,
-    seed: u64,
+    seed: Option<u64>,
+    remember: bool,
     workers: usize,
     progress: Box<dyn Fn(CheckProgress) + Send + Sync>,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { read_data: 0.0, seed: 0, workers: 4, progress: Box::new(|_| {}) }
+        let progress = Box::new(|_| {});
+        Self { read_data: 0.0, seed: None, remember: true, workers: 4, progress }
     }
 }
 
@@ -44,21 +48,32 @@ impl std::fmt::Debug for CheckOptions {
         f.debug_struct("CheckOptions")
             .field("read_data", &self.read_data)
             .field("seed", &self.seed)
+            .field("remember", &self.remember)
             .field("workers", &self.workers)
             .finish_non_exhaustive()
     }
 }
 
 impl CheckOptions {
-    /// The share of the pieces that are read and proved, from 0 (the default: none) to 1 (all).
+    /// The share of the pieces that are read and proved, from 0 (the default: none) to 1 (all). Those
+    /// that were never proved come first, then those that were proved longest ago: twenty checks of a
+    /// twentieth each prove everything, if what they prove is remembered.
     pub fn read_data(mut self, share: f64) -> Self {
         self.read_data = share;
         self
     }
 
-    /// Which pieces a share consists of; default 0. The same seed takes the same pieces.
+    /// Takes the pieces of a share by this number alone, whatever was proved when. The same seed takes
+    /// the same pieces.
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Whether what was proved is written to the repository, for later checks; default true. Without,
+    /// nothing at all is written. Not to be able to is no error, but in the report.
+    pub fn remember(mut self, remember: bool) -> Self {
+        self.remember = remember;
         self
     }
 
@@ -104,6 +119,12 @@ pub struct CheckReport {
     pub read_pieces: u64,
     /// The same in bytes, as stored.
     pub read_bytes: u64,
+    /// What was proved at any time, this check included.
+    pub proofs: Proofs,
+    /// Whether what this check has proved was written to the repository.
+    pub remembered: bool,
+    /// Why not, if it should have been.
+    pub not_remembered: Option<String>,
     /// Everything that is wrong.
     pub problems: Vec<RepositoryProblem>,
     /// Pieces that no manifest names: of pushes under way or cut off, or of manifests that were removed.
@@ -161,7 +182,8 @@ pub struct Unnamed {
 
 impl Repository {
     /// Looks whether all manifests can be read and all pieces that they name are there, as long as they
-    /// should be. Writes nothing.
+    /// should be, and reads a share of them. Writes nothing but what it has proved:
+    /// [`CheckOptions::remember`].
     ///
     /// # Errors
     ///
@@ -178,7 +200,9 @@ impl Repository {
             check.read_manifests().await?;
             check.list_objects().await?;
             check.compare().await?;
+            check.recall().await;
             check.read_pieces().await?;
+            check.conclude().await;
             Ok(check.finish())
         })?;
         Ok(CheckReport { total: began.elapsed(), ..report })
@@ -192,6 +216,9 @@ struct Check<'a> {
     census: Census,
     /// What is there.
     found: HashMap<Piece, u64>,
+    /// What was proved, as objects and as they say.
+    proof_objects: Vec<(ProofId, u64)>,
+    proved: Proved,
     /// What was asked about backups that something is wrong with.
     still_there: HashMap<usize, bool>,
     bytes_done: AtomicU64,
@@ -205,6 +232,8 @@ impl<'a> Check<'a> {
             options,
             census: Census::default(),
             found: HashMap::new(),
+            proof_objects: Vec::new(),
+            proved: Proved::default(),
             still_there: HashMap::new(),
             bytes_done: AtomicU64::new(0),
             report: CheckReport::default(),
@@ -243,6 +272,7 @@ impl<'a> Check<'a> {
     async fn list_objects(&mut self) -> Result<()> {
         let now_ms = now_ms();
         let (found, report) = (&mut self.found, &mut self.report);
+        let proof_objects = &mut self.proof_objects;
         let each = |object: object_store::ObjectMeta| {
             let name = object.location.to_string();
             let root = object.location.parts().next();
@@ -258,6 +288,10 @@ impl<'a> Check<'a> {
                 }
                 Some(layout::BACKUPS) if BackupId::parse(&object.location).is_some() => {}
                 Some(layout::REPOSITORY) if name == layout::REPOSITORY => {}
+                Some(layout::PROOFS) => match ProofId::parse(&object.location) {
+                    Some(proof) => proof_objects.push((proof, object.size)),
+                    None => report.strays.push(name),
+                },
                 // Of somebody who just asked the store, or could not take it back.
                 Some(layout::PROBES) => {}
                 _ => report.strays.push(name),
@@ -361,12 +395,16 @@ impl<'a> Check<'a> {
     async fn read_pieces(&mut self) -> Result<()> {
         let wrong: BTreeSet<_> =
             self.report.problems.iter().map(|problem| problem.object.clone()).collect();
-        let named = self.census.files().flat_map(|(file, _)| self.census.pieces(file));
-        let chosen: Vec<_> = named
-            .map(|((file, piece), bytes)| (Place { file, piece }, bytes))
-            .filter(|(place, _)| self.is_chosen(*place))
-            .filter(|(place, _)| !wrong.contains(place.file.object(place.piece).as_ref()))
-            .collect();
+        let is_wrong = |place: Place| {
+            !wrong.is_empty() && wrong.contains(place.file.object(place.piece).as_ref())
+        };
+        let chosen: Vec<_> = {
+            let is_chosen = self.choose(is_wrong);
+            let named = self.named();
+            named.filter(|(place, _)| is_chosen(*place) && !is_wrong(*place)).collect()
+        };
+        // As of now at least: reading takes long.
+        let began_ms = now_ms();
         let total = chosen.iter().map(|(_, bytes)| bytes).sum();
         let this = &*self;
         let reading = stream::iter(chosen)
@@ -379,6 +417,9 @@ impl<'a> Check<'a> {
         let read: Vec<_> = reading.try_collect().await?;
         self.report.read_pieces = read.len() as u64;
         self.report.read_bytes = read.iter().map(|(_, bytes, _)| bytes).sum();
+        for (place, _, what) in &read {
+            self.proved.set(*place, what.is_none().then_some(began_ms));
+        }
         let damaged: Vec<_> =
             read.into_iter().filter_map(|(p, _, what)| Some((p, what?))).collect();
         if damaged.is_empty() {
@@ -393,12 +434,57 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// The same pieces for the same seed, whatever else is there.
-    fn is_chosen(&self, place: Place) -> bool {
-        let object = place.file.object(place.piece);
-        let hash = xxh3_64_with_seed(object.as_ref().as_bytes(), self.options.seed);
-        self.options.read_data >= 1.0
-            || (hash as f64) < self.options.read_data * 2_f64.powi(u64::BITS as i32)
+    /// Every piece that any backup names, with its length.
+    fn named(&self) -> impl Iterator<Item = (Place, u64)> + '_ {
+        let named = self.census.files().flat_map(|(file, _)| self.census.pieces(file));
+        named.map(|((file, piece), bytes)| (Place { file, piece }, bytes))
+    }
+
+    /// Which pieces are read. Those of a seed are the same whatever else is there.
+    fn choose(&self, is_wrong: impl Fn(Place) -> bool) -> Box<dyn Fn(Place) -> bool + '_> {
+        let share = self.options.read_data;
+        if share <= 0.0 || share >= 1.0 {
+            return Box::new(move |_| share >= 1.0);
+        }
+        if let Some(seed) = self.options.seed {
+            let below = share * 2_f64.powi(u64::BITS as i32);
+            return Box::new(move |place| (drawn(place, seed) as f64) < below);
+        }
+        // Among those that were proved at the same time, or never, another part at every run.
+        let seed = rand::random();
+        let order = move |place: Place| (self.proved.time(place), drawn(place, seed));
+        let whole = self.named().filter(|(place, _)| !is_wrong(*place));
+        let mut orders: Vec<_> = whole.map(|(place, _)| order(place)).collect();
+        let count = (share * orders.len() as f64).ceil() as usize;
+        if count == 0 {
+            return Box::new(|_| false);
+        }
+        let number = count.min(orders.len()) - 1;
+        let last = *orders.select_nth_unstable(number).1;
+        Box::new(move |place| order(place) <= last)
+    }
+
+    /// What earlier checks have proved.
+    async fn recall(&mut self) {
+        let named = self.named().map(|(place, _)| place);
+        self.proved = Proved::load(self.repository, named, &self.proof_objects, now_ms()).await;
+    }
+
+    /// Writes down what was proved, and says it.
+    async fn conclude(&mut self) {
+        let missing: Vec<_> = self.report.problems.iter().map(|p| p.object.clone()).collect();
+        for object in missing {
+            if let Some((file, piece)) = FileId::parse(&Path::from(object)) {
+                self.proved.set(Place { file, piece }, None);
+            }
+        }
+        if self.options.remember && self.report.read_pieces > 0 {
+            match self.proved.save(self.repository).await {
+                Ok(()) => self.report.remembered = true,
+                Err(error) => self.report.not_remembered = Some(error.to_string()),
+            }
+        }
+        self.report.proofs = self.proved.summary(self.named());
     }
 
     /// Proves every frame; what is wrong, if anything.
@@ -441,6 +527,12 @@ impl<'a> Check<'a> {
         report.strays.sort();
         report
     }
+}
+
+/// A number for a piece, another one with every seed.
+fn drawn(place: Place, seed: u64) -> u64 {
+    let object = place.file.object(place.piece);
+    xxh3_64_with_seed(object.as_ref().as_bytes(), seed)
 }
 
 /// The length of an object, if there is one, or why what is there is none.

@@ -21,6 +21,9 @@ pub(crate) const LEASES: &str = "leases";
 /// Below it objects that are written to see what a store can do.
 pub(crate) const PROBES: &str = "probes";
 
+/// Below it what was read and proved, and when.
+pub(crate) const PROOFS: &str = "proofs";
+
 /// A file is stored in pieces of so many bytes, the last one shorter: each is one object, so no upload
 /// is ever longer, and what was interrupted goes on behind the last whole one.
 pub(crate) const PIECE_BYTES: u64 = 32 << 20;
@@ -111,6 +114,28 @@ impl fmt::Display for BackupId {
     }
 }
 
+/// What a check has proved: when that was written, and a random number.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ProofId {
+    pub(crate) time_ms: u64,
+    pub(crate) tag: u64,
+}
+
+impl ProofId {
+    /// Its object.
+    pub(crate) fn object(self) -> Path {
+        Path::from(format!("{PROOFS}/{:020}-{:016x}", self.time_ms, self.tag))
+    }
+
+    /// The proof that this object is.
+    pub(crate) fn parse(object: &Path) -> Option<Self> {
+        let parts: Vec<_> = object.parts().collect();
+        let [root, name] = &parts[..] else { return None };
+        let (time_ms, tag) = parse_backup_name(name.as_ref())?;
+        (root.as_ref() == PROOFS).then_some(Self { time_ms, tag })
+    }
+}
+
 fn parse_backup_name(name: &str) -> Option<(u64, u64)> {
     let (seqno, tag) = name.split_once('-')?;
     let is_padded = seqno.len() == 20 && seqno.bytes().all(|b| b.is_ascii_digit());
@@ -188,6 +213,14 @@ mod tests {
         let backup = BackupId { uuid: 1, timeline: 2, seqno: 3, tag: 4 };
         assert_eq!(BackupId::parse(&backup.object()), Some(backup));
         assert_eq!(backup.to_string(), "3-0000000000000004");
+        let proof = ProofId { time_ms: 1_795_260_472_485, tag: 0xaa };
+        let object = proof.object();
+        assert_eq!(object.as_ref(), "proofs/00000001795260472485-00000000000000aa");
+        assert_eq!(ProofId::parse(&object), Some(proof));
+        for bad in ["proofs", "proofs/1-aa", "x/00000001795260472485-00000000000000aa"] {
+            assert_eq!(ProofId::parse(&Path::from(bad)), None, "{bad}");
+        }
+        assert_eq!(ProofId::parse(&Path::from(format!("{object}/0"))), None);
     }
 
     #[test]

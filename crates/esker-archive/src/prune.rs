@@ -18,10 +18,12 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use serde::Serialize;
 
-use crate::census::{Census, Piece};
+use crate::census::{Census, Namers, Piece};
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId, FileId};
 use crate::lease::{self, Lease, Leases, Work};
+use crate::piece::Place;
+use crate::proof;
 use crate::push::GRACE;
 use crate::repository::Repository;
 use crate::retention::{self, Candidate, Plan, Policy, Reason};
@@ -171,6 +173,7 @@ impl Repository {
         }
         let doomed = prune.look_at_pieces(&leases, &mut census).await?;
         prune.remove_pieces(doomed).await?;
+        prune.thin_proofs(&leases, &census).await;
         Ok(prune.report)
     }
 }
@@ -311,7 +314,6 @@ impl<'a> Prune<'a> {
         census: &mut Census,
     ) -> Result<Vec<(Piece, u64)>> {
         let repository = self.repository;
-        let relied_on: HashSet<_> = leases.live.iter().flat_map(|held| &held.relies_on).collect();
         // Behind the leases: a push that is not among them any more has written its manifest.
         let known: HashSet<_> = census.backups().iter().map(|backup| backup.id).collect();
         let mut added = repository.listed().await?;
@@ -321,8 +323,7 @@ impl<'a> Prune<'a> {
             Ok(())
         };
         repository.each_manifest(&added, each).await?;
-        let stays = |id: BackupId| !self.removed.contains(&id) || relied_on.contains(&id);
-        let staying = census.namers(census.backups().iter().filter(|backup| stays(backup.id)));
+        let staying = self.staying(leases, census);
         let mut doomed = Vec::new();
         let (mut young_pieces, mut young_bytes) = (0, 0);
         let each = |object: object_store::ObjectMeta| {
@@ -344,6 +345,24 @@ impl<'a> Prune<'a> {
         self.report.removed_pieces = doomed.len() as u64;
         self.report.removed_bytes = doomed.iter().map(|(_, bytes)| bytes).sum();
         Ok(doomed)
+    }
+
+    /// Which files the backups name that stay.
+    fn staying<'c>(&self, leases: &Leases, census: &'c Census) -> Namers<'c> {
+        let relied_on: HashSet<_> = leases.live.iter().flat_map(|held| &held.relies_on).collect();
+        let stays = |id: BackupId| !self.removed.contains(&id) || relied_on.contains(&id);
+        census.namers(census.backups().iter().filter(|backup| stays(backup.id)))
+    }
+
+    /// Makes one proof of all, of the pieces that are still named. Nothing rests on it.
+    async fn thin_proofs(&self, leases: &Leases, census: &Census) {
+        let staying = self.staying(leases, census);
+        let named = census.files().filter(|(_, id)| staying.name(*id));
+        let named = named.flat_map(|(number, _)| census.pieces(number));
+        let named = named.map(|((file, piece), _)| Place { file, piece });
+        if let Err(error) = proof::thin(self.repository, named, leases.now_ms).await {
+            tracing::warn!(%error, "proofs are left as they are");
+        }
     }
 
     async fn remove_pieces(&mut self, doomed: Vec<(Piece, u64)>) -> Result<()> {

@@ -375,6 +375,9 @@ fn bad_location(location: &str, reason: &str) -> Error {
 
 /// Whether another attempt would be told the same.
 fn is_final(error: &StoreError) -> bool {
+    if is_denied(error) {
+        return true;
+    }
     matches!(
         error,
         StoreError::NotFound { .. }
@@ -387,6 +390,15 @@ fn is_final(error: &StoreError) -> bool {
             | StoreError::Unauthenticated { .. }
             | StoreError::UnknownConfigurationKey { .. }
     )
+}
+
+/// Whether a local directory refuses for good, which its store does not tell from other failures.
+fn is_denied(error: &StoreError) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem))
 }
 
 /// Runs what takes long without waiting for anything, on a thread for such work.

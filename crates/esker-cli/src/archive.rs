@@ -14,13 +14,13 @@ mod prune;
 mod repository;
 #[cfg(feature = "archive")]
 mod transfer;
-mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::failure::Outcome;
 use crate::output::Console;
+use crate::units;
 
 /// Back up a keyspace to another place, and restore it from there
 ///
@@ -140,19 +140,24 @@ struct InfoArgs {
 
 /// Look whether everything that the backups need is there
 ///
-/// Writes nothing. Prints each problem on a line and exits with code 3 if there are any.
+/// Prints each problem on a line and exits with code 3 if there are any. What it has read and proved it
+/// remembers in the repository, if it may write there; nothing else is written.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "archive"), allow(dead_code, reason = "there is nothing to do with them"))]
 struct CheckArgs {
     #[command(flatten)]
     place: Place,
-    /// Read the data as well, or a share of it: 5%
+    /// Read the data as well, or a share of it: 5%. What was never proved comes first, then what was proved
+    /// longest ago
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true,
           default_missing_value = "100%", value_parser = units::share)]
     read_data: Option<f64>,
-    /// Which data a share consists of; default: another share at every run
+    /// Take a share by this number, whatever was proved when; the same number takes the same share
     #[arg(long)]
     seed: Option<u64>,
+    /// Write nothing to the repository: the next check does not know what this one has proved
+    #[arg(long)]
+    no_remember: bool,
     /// Requests at the same time; default 4
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,

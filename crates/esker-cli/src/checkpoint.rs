@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Console, Results, say_json};
 use crate::store;
+use crate::units;
 
 /// Write an online checkpoint of a keyspace: a new keyspace of the same content
 ///
@@ -45,6 +46,10 @@ pub struct CheckpointArgs {
     /// Read the checkpoint back and compare every checksum
     #[arg(long)]
     verify: bool,
+    /// Say in it that it is not wanted any more so long from now (7d, 12h, 4w): `esker checkpoints
+    /// --remove-expired` removes it then
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    expires_after: Option<Duration>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -105,6 +110,9 @@ pub fn checkpoint(args: &CheckpointArgs, console: Console) -> Outcome {
     }
     if !args.exclude.is_empty() {
         builder = builder.exclude(&args.exclude);
+    }
+    if let Some(time) = args.expires_after {
+        builder = builder.expires_after(time);
     }
     let report = builder.write_to(&args.target);
     bar.clear();

@@ -7,6 +7,7 @@
 
 mod archive;
 mod checkpoint;
+mod checkpoints;
 mod demo;
 mod digest;
 mod escape;
@@ -20,6 +21,7 @@ mod migrate;
 mod output;
 mod scan;
 mod store;
+mod units;
 
 use std::process::ExitCode;
 
@@ -53,6 +55,7 @@ enum Command {
     Info(info::Args),
     Digest(digest::Args),
     Checkpoint(checkpoint::CheckpointArgs),
+    Checkpoints(checkpoints::Args),
     Copy(checkpoint::CopyArgs),
     Verify(checkpoint::VerifyArgs),
     ImportFjall(migrate::ImportArgs),
@@ -95,6 +98,7 @@ fn dispatch(command: &Command, console: Console) -> Outcome {
         Command::Info(args) => info::run(args),
         Command::Digest(args) => digest::run(args, console),
         Command::Checkpoint(args) => checkpoint::checkpoint(args, console),
+        Command::Checkpoints(args) => checkpoints::run(args, console),
         Command::Copy(args) => checkpoint::copy(args, console),
         Command::Verify(args) => checkpoint::verify(args, console),
         Command::ImportFjall(args) => migrate::import(args, console),

@@ -291,6 +291,23 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// A moment in UTC, to the second: `2026-03-01 12:30:00Z`.
+pub fn time(ms: u64) -> String {
+    let (days, secs) = (ms / 86_400_000, ms / 1000 % 86_400);
+    // Counted from 0000-03-01, so that the leap day is the last of a year; an era is 400 years.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 fn three_digits(value: f64) -> String {
     match value {
         ..9.995 => format!("{value:.2}"),
@@ -336,6 +353,14 @@ mod tests {
         assert_eq!(duration(Duration::from_micros(999_600)), "1.00 s");
         assert_eq!(duration(Duration::from_micros(21_600)), "21.6 ms");
         assert_eq!(duration(Duration::from_secs(90)), "90.0 s");
+    }
+
+    #[test]
+    fn moments_are_those_of_the_calendar() {
+        assert_eq!(time(0), "1970-01-01 00:00:00Z");
+        assert_eq!(time(1_709_209_845_999), "2024-02-29 12:30:45Z");
+        assert_eq!(time(1_772_323_200_000), "2026-03-01 00:00:00Z");
+        time(u64::MAX);
     }
 
     #[test]

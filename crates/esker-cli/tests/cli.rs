@@ -561,6 +561,91 @@ fn reports_as_json_are_nothing_but_json() {
 }
 
 #[test]
+fn checkpoints_are_listed_with_what_they_pin_and_go_when_they_have_expired() {
+    let shell = Shell::new();
+    shell.store();
+    fs::create_dir(shell.path("backups")).unwrap();
+    let take = |name: &str, more: &[&str]| {
+        let target = format!("backups/{name}");
+        shell.run(&[&["checkpoint", "store", &target], more].concat()).ok();
+    };
+    take("1", &["--expires-after", "0s"]);
+    take("2", &["--expires-after", "4w"]);
+    take("3", &["--expires-after", "0s"]);
+    let json = |args: &[&str]| -> Value {
+        let args = [&["checkpoints", "backups", "--json"], args].concat();
+        serde_json::from_str(&shell.run(&args).ok()).unwrap()
+    };
+    let listed = json(&[]);
+    assert_eq!(listed["checkpoints"].as_array().unwrap().len(), 3);
+    let second = &listed["checkpoints"][1];
+    assert_eq!(second["path"], "backups/2");
+    let four_weeks = 28 * 24 * 60 * 60 * 1000;
+    assert_eq!(
+        second["expires_ms"].as_u64().unwrap() - second["created_ms"].as_u64().unwrap(),
+        four_weeks
+    );
+    let table = shell.run(&["checkpoints", "backups", "backups/2", "store"]).ok();
+    assert_eq!(table.lines().count(), 1 + 3 + 2, "{table}");
+    assert!(table.contains("store is a keyspace that is written"), "{table}");
+    assert!(table.contains("3 checkpoints together pin"), "{table}");
+    let table = shell.run(&["checkpoints", "backups", "store", "-q"]).ok();
+    assert_eq!(table.lines().count(), 4, "{table}");
+    let dry = json(&["--remove-expired", "--dry-run"]);
+    assert_eq!(
+        (&dry["removed"][0]["path"], &dry["newest"][0]),
+        (&"backups/1".into(), &"backups/3".into())
+    );
+    let remove = shell.run(&["checkpoints", "backups", "--remove-expired"]).ok();
+    assert!(
+        remove.contains("backups/1 is removed") && remove.contains("backups/3 stays"),
+        "{remove}"
+    );
+    assert!(remove.lines().last().unwrap().ends_with(", 2 stay"), "{remove}");
+    assert!(!shell.path("backups/1").exists() && shell.path("backups/3").exists());
+    let removed = json(&["--remove-expired", "--even-newest"]);
+    assert_eq!(removed["freed_bytes"], removed["removed"][0]["freed_bytes"]);
+    shell.run(&["verify", "backups/2"]).ok();
+    assert!(!shell.path("backups/3").exists());
+}
+
+#[test]
+fn checkpoints_that_cannot_be_looked_at_or_removed_are_said_and_the_exit_code_tells() {
+    let shell = Shell::new();
+    shell.store();
+    for args in [
+        &["checkpoints"][..],
+        &["checkpoints", ".", "--dry-run"],
+        &["checkpoints", ".", "--even-newest"],
+    ] {
+        assert_eq!(shell.run(args).code(), 2, "{args:?}");
+    }
+    for bad in ["7", "7y", "-1d"] {
+        let ran = shell.run(&["checkpoint", "store", "x", &format!("--expires-after={bad}")]);
+        assert_eq!(ran.code(), 2, "{bad}");
+    }
+    for name in ["one", "two"] {
+        shell.run(&["checkpoint", "store", name, "--expires-after", "0s"]).ok();
+    }
+    let missing = shell.run(&["checkpoints", "one", "missing"]);
+    missing.fails_in_one_line(1, &["missing", "is not there"]);
+    assert!(missing.stdout().contains("1 checkpoint together"), "{}", missing.stdout());
+    let reader = esker::Config::new(shell.path("one")).read_only(true).open().unwrap();
+    let removed = shell.run(&["checkpoints", ".", "--remove-expired", "--even-newest"]);
+    removed.fails_in_one_line(4, &["one", "open elsewhere"]);
+    assert!(shell.path("one").exists() && !shell.path("two").exists());
+    reader.close().unwrap();
+    let checkpoint = shell.path("one/CHECKPOINT");
+    let mut bytes = fs::read(&checkpoint).unwrap();
+    bytes[90] ^= 1;
+    fs::write(&checkpoint, bytes).unwrap();
+    shell.run(&["checkpoints", "."]).fails_in_one_line(3, &["one", "is damaged"]);
+    let remove = ["checkpoints", ".", "--remove-expired", "--even-newest", "--quiet"];
+    shell.run(&remove).fails_in_one_line(3, &["one", "is damaged"]);
+    assert!(shell.path("one").exists(), "what cannot be read has not said that it expires");
+}
+
+#[test]
 fn a_partial_checkpoint_holds_what_was_asked_for() {
     let shell = Shell::new();
     shell.store();
@@ -764,6 +849,26 @@ mod archive {
             let ran = shell.run(&[&["archive", "check", "repo"], how].concat()).ok();
             assert!(ran.contains("repo is sound: 2 backups"), "{ran}");
         }
+        let all = "all data was proved within the last 1 day";
+        for args in [&["archive", "info", "repo"][..], &["archive", "check", "repo"]] {
+            let said = shell.run(args).ok();
+            assert!(said.contains(all), "{said}");
+        }
+        let proofs = contents(&shell.path("repo/proofs"));
+        let check = ["archive", "check", "repo", "--read-data", "--no-remember", "--json"];
+        let checked = json(&shell.run(&check));
+        assert_eq!(
+            (&checked["remembered"], &checked["not_remembered"]),
+            (&false.into(), &Value::Null)
+        );
+        assert_eq!(checked["proofs"]["never_proved_pieces"], 0);
+        assert_eq!(contents(&shell.path("repo/proofs")), proofs);
+        fs::write(&proofs[0].0, "rotten").unwrap();
+        let said = shell.run(&["archive", "check", "repo"]).ok();
+        assert!(
+            said.contains("a proof is not believed") && said.contains("no data was ever"),
+            "{said}"
+        );
         let drill = shell.run(&["archive", "drill", "repo"]).ok();
         assert!(drill.starts_with(&digest), "{drill} {digest}");
         let restored = ["archive", "restore", "repo", "target", "--backup", name, "--json"];

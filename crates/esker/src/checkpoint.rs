@@ -86,6 +86,7 @@ pub struct CheckpointBuilder<'a> {
     flush_first: bool,
     transfer: Transfer,
     verify: bool,
+    expires_after: Option<Duration>,
     progress: Box<dyn FnMut(Progress) + 'a>,
 }
 
@@ -108,6 +109,7 @@ impl<'a> CheckpointBuilder<'a> {
             flush_first: false,
             transfer: Transfer::Auto,
             verify: false,
+            expires_after: None,
             progress: Box::new(|_| {}),
         }
     }
@@ -146,6 +148,17 @@ impl<'a> CheckpointBuilder<'a> {
         self
     }
 
+    /// Says in the checkpoint that it is not wanted any more so long from now. Nothing happens by that
+    /// alone: [`remove_expired`](crate::remove_expired) removes what has expired, when somebody calls it.
+    ///
+    /// What is said cannot be changed later, because a checkpoint never changes. To keep one for longer,
+    /// copy it: a [`cold_copy`](crate::cold_copy) links the same files and does not expire. The first
+    /// open for writing makes a checkpoint a keyspace, which does not expire either.
+    pub fn expires_after(mut self, time: Duration) -> Self {
+        self.expires_after = Some(time);
+        self
+    }
+
     /// Calls `callback` again and again, on this thread. It must not use the keyspace: files are
     /// held while it runs. Closing it or taking another checkpoint from there is refused.
     pub fn progress(mut self, callback: impl FnMut(Progress) + 'a) -> Self {
@@ -181,7 +194,8 @@ impl<'a> CheckpointBuilder<'a> {
             taken.absorb(&shared, unfinished.path())?;
         }
         (self.progress)(Progress::begin(Phase::Sync, 0, 0));
-        let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, now_ms(), taken.left_out);
+        let head = CheckpointHead::new(&taken.plan.catalog, taken.seqno, now_ms(), taken.left_out)
+            .expiring_after(self.expires_after);
         let tally = taken.built.seal(unfinished.path(), &taken.plan.catalog, &head);
         let tally = tally.map_err(
             |Unsealed { error, shared: linked }| {

@@ -3,10 +3,12 @@
 //! What must stay true: no other module spells a file name; a name becomes visible only after its
 //! bytes are synced (`replace`), and is durable only after its directory is synced (`sync_dir`).
 
+use std::ffi::{OsStr, OsString};
 /// Files of the journal are these, and others in the thread tests.
 pub(crate) use std::fs::File;
 use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,8 @@ pub(crate) const STAGING: &str = "staging";
 pub(crate) const TABLES: &str = "tables";
 pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const CURRENT: &str = "current";
+const REMOVING: &str = ".esker-removing-";
+const REMOVING_DIGITS: usize = 16;
 const TEMPORARY_SUFFIX: &str = "tmp";
 const SEGMENT_SUFFIX: &str = ".jnl";
 const SEGMENT_DIGITS: usize = 20;
@@ -113,6 +117,30 @@ pub(crate) fn unfinished(target: &Path, tag: u64) -> Result<PathBuf> {
         Error::InvalidInput(format!("{} does not name a directory to create", target.display()))
     })?;
     Ok(parent(target).join(format!(".{}.esker-{tag:016x}", name.to_string_lossy())))
+}
+
+/// Whether a directory of this name is one that somebody builds or removes: what [`unfinished`] and
+/// [`removing`] name, and what pushes and restores of backups do.
+pub(crate) fn is_passing(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with('.') && name.contains(".esker-")
+}
+
+/// The hidden name that the directory `path` gets before it is removed, beside it.
+pub(crate) fn removing(path: &Path, tag: u64) -> Option<PathBuf> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!("{REMOVING}{tag:0REMOVING_DIGITS$x}"));
+    Some(parent(path).join(name))
+}
+
+/// What was removed under this hidden name; `None` for any other name.
+pub(crate) fn parse_removing(name: &OsStr) -> Option<&OsStr> {
+    let bytes = name.as_bytes().strip_prefix(b".")?;
+    let (rest, tag) = bytes.split_at_checked(bytes.len().checked_sub(REMOVING_DIGITS)?)?;
+    let is_hex = tag.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let removed = rest.strip_suffix(REMOVING.as_bytes()).filter(|removed| !removed.is_empty())?;
+    is_hex.then(|| OsStr::from_bytes(removed))
 }
 
 /// The directory that holds `path`; `.` for a bare name.
@@ -444,6 +472,30 @@ mod tests {
         for name in ["01", "+1", "a", "", "1 "] {
             assert_eq!(parse_id(name), None, "{name:?}");
         }
+    }
+
+    #[test]
+    fn names_of_what_is_removed_round_trip_and_nothing_else_parses() {
+        let hidden = removing(Path::new("backups/a.b"), 0xf1).unwrap();
+        assert_eq!(hidden, Path::new("backups/.a.b.esker-removing-00000000000000f1"));
+        let name = hidden.file_name().unwrap();
+        assert_eq!(parse_removing(name), Some(OsStr::new("a.b")));
+        assert!(is_passing(name));
+        let unfinished = unfinished(Path::new("backups/a"), 7).unwrap();
+        assert!(is_passing(unfinished.file_name().unwrap()));
+        for other in [
+            ".a.esker-00000000000000f1",
+            "a.esker-removing-00000000000000f1",
+            "..esker-removing-00000000000000f1",
+            ".a.esker-removing-00000000000000f",
+            ".a.esker-removing-00000000000000F1",
+            ".a.esker-removing-00000000000000f1x",
+            "",
+            ".",
+        ] {
+            assert_eq!(parse_removing(OsStr::new(other)), None, "{other:?}");
+        }
+        assert!(!is_passing(OsStr::new("2026.esker-1")) && !is_passing(OsStr::new(".esker")));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -85,6 +86,9 @@ pub(crate) struct CheckpointHead {
     pub(crate) timeline: String,
     pub(crate) seqno: u64,
     pub(crate) created_ms: u64,
+    /// Readers have always ignored fields that they do not know, so it needs no other version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires_ms: Option<u64>,
     pub(crate) partitions: Vec<String>,
     pub(crate) left_out: Vec<String>,
 }
@@ -104,9 +108,17 @@ impl CheckpointHead {
             timeline: format!("{:032x}", catalog.timeline),
             seqno,
             created_ms,
+            expires_ms: None,
             partitions,
             left_out,
         }
+    }
+
+    /// The same, not wanted any more so long after it was taken.
+    pub(crate) fn expiring_after(mut self, time: Option<Duration>) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.expires_ms = time.map(|time| self.created_ms.saturating_add(millis(time)));
+        self
     }
 }
 
@@ -123,6 +135,9 @@ pub struct Listing {
     pub seqno: u64,
     /// When it was taken, in milliseconds since 1970.
     pub created_ms: u64,
+    /// From when on it is not wanted any more, in milliseconds since 1970; see
+    /// [`CheckpointBuilder::expires_after`](crate::CheckpointBuilder::expires_after).
+    pub expires_ms: Option<u64>,
     /// The partitions in it, sorted.
     pub partitions: Vec<String>,
     /// Those that the keyspace had and it has not, sorted.
@@ -183,6 +198,7 @@ pub fn read_listing(dir: impl AsRef<Path>) -> Result<Listing> {
         timeline: hex(&head.timeline)?,
         seqno: head.seqno,
         created_ms: head.created_ms,
+        expires_ms: head.expires_ms,
         partitions: head.partitions,
         left_out: head.left_out,
         files: records.into_iter().map(file).collect::<Result<_>>()?,

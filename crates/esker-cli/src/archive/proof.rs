@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use esker_archive::{CheckOptions, CheckReport};
+use esker_archive::{CheckOptions, CheckReport, Proofs};
 use serde_json::json;
 
 use super::repository::{find, open};
@@ -16,15 +16,13 @@ pub fn check(args: &CheckArgs, console: Console) -> Outcome {
     let repository = open(&args.place)?;
     let bar = console.bytes("checking");
     let shown = bar.clone();
-    // Another one at every run, so that all data has its turn some day.
-    let of_now = || {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        since.map_or(0, |since| since.as_nanos() as u64)
-    };
     let mut options = CheckOptions::default()
         .read_data(args.read_data.unwrap_or(0.0))
-        .seed(args.seed.unwrap_or_else(of_now))
+        .remember(!args.no_remember)
         .progress(move |progress| shown.show_bytes(progress.bytes_done, progress.bytes_total));
+    if let Some(seed) = args.seed {
+        options = options.seed(seed);
+    }
     if let Some(workers) = args.workers {
         options = options.workers(usize::from(workers));
     }
@@ -51,6 +49,9 @@ fn print_json(report: &CheckReport) -> Outcome {
         "piece_bytes": report.piece_bytes,
         "read_pieces": report.read_pieces,
         "read_bytes": report.read_bytes,
+        "proofs": report.proofs,
+        "remembered": report.remembered,
+        "not_remembered": report.not_remembered,
         "problems": report.problems,
         "unnamed": report.unnamed,
         "unnamed_bytes": report.unnamed_bytes(),
@@ -78,6 +79,13 @@ fn print(location: &str, report: &CheckReport, console: Console) -> Outcome {
             let bytes = output::bytes(report.unnamed_bytes());
             results.line(format_args!("{unnamed} ({bytes}) are of no backup"))?;
         }
+        for warning in &report.proofs.warnings {
+            results.line(format_args!("a proof is not believed: {warning}"))?;
+        }
+        if let Some(why) = &report.not_remembered {
+            results.line(format_args!("what was proved is not remembered: {why}"))?;
+        }
+        results.line(proved(&report.proofs))?;
         if report.is_sound() {
             results.line(format_args!(
                 "{location} is sound: {}, {} ({}), {} of it read, in {}",
@@ -90,6 +98,27 @@ fn print(location: &str, report: &CheckReport, console: Console) -> Outcome {
         }
     }
     results.flush()
+}
+
+/// One line on what was ever read, and how long ago.
+pub fn proved(proofs: &Proofs) -> String {
+    let Some(oldest_ms) = proofs.oldest_proof_ms else {
+        let none = output::bytes(proofs.never_proved_bytes);
+        return format!("no data was ever proved, of {none}");
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since_ms = (now.as_millis() as u64).saturating_sub(oldest_ms);
+    let within = output::counted(since_ms.div_ceil(24 * 60 * 60 * 1000).max(1), "day");
+    if proofs.is_complete() {
+        return format!("all data was proved within the last {within}");
+    }
+    let (proved, never) = (proofs.proved_bytes, proofs.never_proved_bytes);
+    format!(
+        "{} of {} were proved within the last {within}; {} never",
+        output::bytes(proved),
+        output::bytes(proved + never),
+        output::counted(proofs.never_proved_pieces, "piece"),
+    )
 }
 
 /// `esker archive drill`

@@ -8,6 +8,7 @@ use std::path::Path;
 use esker_archive::{BackupId, BackupInfo, Key, Repository, RepositoryOptions};
 use serde_json::{Value, json};
 
+use super::proof::proved;
 use super::{InfoArgs, InitArgs, KeygenArgs, ListArgs, Place};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Console, Results, say, say_json};
@@ -93,7 +94,7 @@ pub fn list(args: &ListArgs) -> Outcome {
     let rows = infos.iter().map(|info| {
         vec![
             info.backup.clone(),
-            time(info.created_ms),
+            output::time(info.created_ms),
             info.uuid[..8].to_owned(),
             output::bytes(info.raw_bytes),
             output::bytes(info.added_bytes),
@@ -120,10 +121,16 @@ pub fn info(args: &InfoArgs) -> Outcome {
 fn about(repository: &Repository, json: bool) -> Outcome {
     let about = repository.about();
     let backups = repository.list()?.len() as u64;
+    // A manifest that cannot be read must not keep us from saying what else is known: that is for `check`.
+    let proofs = match repository.proofs() {
+        Err(error) if error.kind() == esker_archive::ErrorKind::Corrupt => None,
+        proofs => Some(proofs?),
+    };
     if json {
         let mut value = json!(about);
         if let Value::Object(fields) = &mut value {
             fields.insert("backups".to_owned(), json!(backups));
+            fields.insert("proofs".to_owned(), json!(proofs));
         }
         return say_json(&value);
     }
@@ -135,10 +142,11 @@ fn about(repository: &Repository, json: bool) -> Outcome {
     print_lines(&[
         ("repository", about.location.clone()),
         ("id", about.id.clone()),
-        ("created", time(about.created_ms)),
+        ("created", output::time(about.created_ms)),
         ("encrypted", yes(about.encrypted)),
         ("writers", fenced.to_owned()),
         ("backups", output::count(backups)),
+        ("data", proofs.as_ref().map_or_else(|| "unknown; see check".to_owned(), proved)),
     ])
 }
 
@@ -150,7 +158,7 @@ fn print(info: &BackupInfo) -> Outcome {
         ("keyspace", info.uuid.clone()),
         ("timeline", info.timeline.clone()),
         ("seqno", info.seqno.to_string()),
-        ("taken", time(info.created_ms)),
+        ("taken", output::time(info.created_ms)),
         ("label", info.label.clone().unwrap_or_else(|| "none".to_owned())),
         ("partitions", names(&info.partitions)),
         ("left out", names(&info.left_out)),
@@ -171,34 +179,4 @@ fn print_lines(lines: &[(&str, String)]) -> Outcome {
         results.line(format_args!("{name:<12}{value}"))?;
     }
     results.flush()
-}
-
-/// A moment in UTC, to the second: `2026-03-01 12:30:00Z`.
-pub fn time(ms: u64) -> String {
-    let (days, secs) = (ms / 86_400_000, ms / 1000 % 86_400);
-    // Counted from 0000-03-01, so that the leap day is the last of a year; an era is 400 years.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_are_those_of_the_calendar() {
-        assert_eq!(time(0), "1970-01-01 00:00:00Z");
-        assert_eq!(time(1_709_209_845_999), "2024-02-29 12:30:45Z");
-        assert_eq!(time(1_772_323_200_000), "2026-03-01 00:00:00Z");
-        time(u64::MAX);
-    }
 }

@@ -363,12 +363,12 @@ fn what_an_interrupted_removal_left_goes_with_the_next_one() {
         assert_eq!(found.checkpoints.len(), 2, "{files}: half of one is none");
         assert_eq!(found.skipped[0].reason, SkipReason::Unfinished);
         let dry = remove_expired([&given], RemoveOptions::default().dry_run(true).now_ms(0));
-        assert_eq!(dry.unwrap().leftovers, [hidden.clone()]);
+        assert_eq!(dry.unwrap().leftovers, vec![hidden.clone()]);
         let mut freed_bytes = 0;
         let freed = freed_by(scene.root(), || {
             // At the beginning of time nothing has expired.
             let report = remove_expired([&given], RemoveOptions::default().now_ms(0)).unwrap();
-            assert_eq!(report.leftovers, [hidden.clone()]);
+            assert_eq!(report.leftovers, vec![hidden.clone()]);
             freed_bytes = report.freed_bytes;
         });
         assert_eq!((freed_bytes, hidden.exists()), (freed, false), "{files}");

@@ -106,6 +106,9 @@ impl Proved {
         for (id, bytes) in objects {
             let refused = if id.time_ms > now_ms.saturating_add(AHEAD_MAX_MS) {
                 Err(Error::corrupt(id.object(), "it is of the future"))
+            } else if bytes < HEADER_BYTES as u64 {
+                // Nor can a store be asked for nothing.
+                Err(Error::corrupt(id.object(), "it is cut short"))
             } else if bytes > object_bytes_max() as u64 {
                 Err(Error::corrupt(id.object(), "it is longer than any proof"))
             } else if read == READ_MAX {

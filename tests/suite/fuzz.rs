@@ -72,6 +72,14 @@ fn valid_seeds_are_what_the_engine_accepts() {
 
 fn is_accepted(target: &str, bytes: &[u8]) -> bool {
     match target {
+        "archive_manifest" => {
+            let of_list = esker_archive::fuzzing::manifest_of(bytes);
+            [bytes, &of_list].iter().any(|it| esker_archive::fuzzing::manifest_again(it).is_ok())
+        }
+        "archive_piece" => {
+            let raw_bytes = u32::from_le_bytes(bytes[1..5].try_into().unwrap()) + 1;
+            esker_archive::fuzzing::piece(bytes[0].into(), raw_bytes.into(), &bytes[5..]).is_ok()
+        }
         "catalog" => fuzzing::catalog_again(bytes).is_ok_and(|again| again == bytes),
         "checkpoint" => fuzzing::checkpoint_again(bytes).is_ok_and(|again| again == bytes),
         "items" => fuzzing::changes(&bytes[1..], bytes[0].into()).is_some(),

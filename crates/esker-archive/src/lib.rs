@@ -34,6 +34,8 @@ mod census;
 mod check;
 mod drill;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod info;
 mod layout;
 mod lease;

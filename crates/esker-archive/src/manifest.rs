@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::error::{Error, Result};
 use crate::layout::{BackupId, PIECE_BYTES, PIECES_MAX, check_directory, check_path, parse_hex};
 use crate::piece;
-use crate::seal::{Nonce, Sealer, TAG_BYTES};
+use crate::seal::{Nonce, Sealer};
 
 const MAGIC: &[u8; 8] = b"ESKRBKP\0";
 const VERSION: u32 = 1;
@@ -133,23 +133,27 @@ impl Manifest {
             files: self.files.iter().map(entry).collect(),
         };
         let json = serde_json::to_vec(&body).expect("plain values have a JSON");
-        let packed = pack(&json);
-        let stored = packed.len() as u64 + (HEADER_BYTES + TAG_BYTES) as u64;
-        if json.len() as u64 > JSON_BYTES_MAX || stored > STORED_BYTES_MAX {
+        let object = Self::wrap(self.id, &json, sealer);
+        if json.len() as u64 > JSON_BYTES_MAX || object.len() as u64 > STORED_BYTES_MAX {
             let what = format!("a backup of {} files is too large to be listed", self.files.len());
             return Err(Error::InvalidInput(what));
         }
+        Ok(object)
+    }
+
+    /// The object of a list.
+    pub(crate) fn wrap(id: BackupId, json: &[u8], sealer: &Sealer) -> Vec<u8> {
         let nonce = sealer.nonce();
-        let sealed = sealer.seal(packed.into(), nonce, 0, self.id.object().as_ref().as_bytes());
+        let sealed = sealer.seal(pack(json).into(), nonce, 0, id.object().as_ref().as_bytes());
         let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&u32::from(sealer.is_sealing()).to_le_bytes());
         bytes.extend_from_slice(&nonce);
-        let check = check_of(self.id, &bytes, &sealed);
+        let check = check_of(id, &bytes, &sealed);
         bytes.extend_from_slice(&check.to_le_bytes());
         bytes.extend_from_slice(&sealed);
-        Ok(bytes)
+        bytes
     }
 
     /// Parses and checks the manifest of `id`.

@@ -55,7 +55,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// What frames are bound to, as bytes.
-    fn encode(self) -> [u8; 28] {
+    pub(crate) fn encode(self) -> [u8; 28] {
         let mut bytes = [0; 28];
         bytes[..16].copy_from_slice(&self.file.hash.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.file.bytes.to_le_bytes());

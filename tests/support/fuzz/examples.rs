@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use esker::{Compression, Config, Keyspace, PartitionOptions};
 
+use serde_json::json;
+
+use super::archive_piece;
 use crate::{chaos, crash_image, files};
 
 /// A name and an input.
@@ -16,6 +19,8 @@ const LEN_MAX: usize = 4 << 10;
 /// Valid inputs of a target.
 pub fn of(target: &str) -> Vec<Example> {
     match target {
+        "archive_manifest" => archive_manifests(),
+        "archive_piece" => archive_pieces(),
         "items" => items(),
         "cli" => cli(),
         _ => {
@@ -138,4 +143,39 @@ fn cli() -> Vec<Example> {
         ("arguments-scan", b"esker\nscan\n--from\na\\x00\n--limit=3\n-p\nn\ndir\n-e\n--reverse"),
     ];
     inputs.map(|(name, bytes)| (format!("valid-{name}"), bytes.to_vec())).into()
+}
+
+fn archive_manifests() -> Vec<Example> {
+    // Two files that are here, and one in pieces of 32 MiB and 5 bytes.
+    let empty = "99aa06d3014798d86001c324468d497f";
+    let small = |path: &str| json!({"path": path, "bytes": 0, "xxh3": empty, "inline": ""});
+    let table = json!({
+        "path": "partitions/3/tables/0", "bytes": (32 << 20) + 5, "xxh3": "0".repeat(32),
+        "partition": "users", "pieces": [1000, 90],
+    });
+    let list = json!({
+        "created_ms": 5, "label": "before the upgrade", "partitions": ["users"],
+        "left_out": ["statistics"], "added_bytes": 6,
+        "directories": ["partitions/3/blobs", "partitions/3/tables"],
+        "files": [small("CATALOG"), small("CHECKPOINT"), table],
+    });
+    let list = list.to_string().into_bytes();
+    let object = esker_archive::fuzzing::manifest_of(&list);
+    vec![("valid-object".into(), object), ("valid-list".into(), list)]
+}
+
+fn archive_pieces() -> Vec<Example> {
+    let frame = 1 << 20;
+    let noise = chaos::Rng::new(7).bytes(900);
+    let raws = [
+        ("one-byte", 0, vec![1]),
+        ("noise", 0, noise.clone()),
+        ("zeros", 1, vec![0; frame]),
+        ("frames", 2, [vec![b'a'; 2 * frame], noise].concat()),
+    ];
+    let example = |(name, number, raw): (&str, u8, Vec<u8>)| {
+        let object = esker_archive::fuzzing::piece_of(number.into(), &raw);
+        (format!("valid-{name}"), archive_piece::input(number, raw.len() as u64, &object))
+    };
+    raws.map(example).into()
 }

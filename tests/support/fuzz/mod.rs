@@ -5,6 +5,8 @@
 //! assertion that fails is a bug of the engine. `fuzz/` wraps the targets for libFuzzer; the suite
 //! runs seeds and mutations of them (fuzz/README.md).
 
+pub mod archive_manifest;
+pub mod archive_piece;
 pub mod catalog;
 pub mod checkpoint;
 pub mod cli;
@@ -21,6 +23,8 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its seeds' directory and of its wrapper.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("archive_manifest", archive_manifest::check),
+    ("archive_piece", archive_piece::check),
     ("catalog", catalog::check),
     ("checkpoint", checkpoint::check),
     ("cli", cli::check),

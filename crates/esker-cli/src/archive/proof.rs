@@ -8,6 +8,7 @@ use serde_json::json;
 use super::repository::{find, open};
 use super::transfer;
 use super::{CheckArgs, DrillArgs};
+use crate::escape::Escaped;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Console, Results, say_json};
 
@@ -69,9 +70,10 @@ fn print(location: &str, report: &CheckReport, console: Console) -> Outcome {
     }
     if !console.is_quiet() {
         for stray in &report.strays {
-            results.line(format_args!("{stray} belongs to nothing"))?;
+            results.line(format_args!("{} belongs to nothing", Escaped(stray.as_bytes())))?;
         }
         for lease in &report.expired_leases {
+            let lease = Escaped(lease.as_bytes());
             results.line(format_args!("{lease} is of somebody who is gone"))?;
         }
         if !report.unnamed.is_empty() {

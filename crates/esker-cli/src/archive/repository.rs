@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::proof::proved;
 use super::{InfoArgs, InitArgs, KeygenArgs, ListArgs, Place};
+use crate::escape::Escaped;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Console, Results, say, say_json};
 
@@ -99,7 +100,7 @@ pub fn list(args: &ListArgs) -> Outcome {
             output::bytes(info.raw_bytes),
             output::bytes(info.added_bytes),
             output::bytes(info.pinned_bytes),
-            info.label.clone().unwrap_or_default(),
+            plain(info.label.as_deref().unwrap_or_default()),
         ]
     });
     let head = ["backup", "taken", "keyspace", "holds", "added", "pins", "label"];
@@ -151,15 +152,16 @@ fn about(repository: &Repository, json: bool) -> Outcome {
 }
 
 fn print(info: &BackupInfo) -> Outcome {
-    let names =
-        |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let names = |names: &[String]| {
+        if names.is_empty() { "none".to_owned() } else { plain(&names.join(", ")) }
+    };
     print_lines(&[
         ("backup", info.backup.clone()),
         ("keyspace", info.uuid.clone()),
         ("timeline", info.timeline.clone()),
         ("seqno", info.seqno.to_string()),
         ("taken", output::time(info.created_ms)),
-        ("label", info.label.clone().unwrap_or_else(|| "none".to_owned())),
+        ("label", info.label.as_deref().map_or_else(|| "none".to_owned(), plain)),
         ("partitions", names(&info.partitions)),
         ("left out", names(&info.left_out)),
         ("holds", format!("{} in {}", output::bytes(info.raw_bytes), files(info.files))),
@@ -167,6 +169,11 @@ fn print(info: &BackupInfo) -> Outcome {
         ("added", output::bytes(info.added_bytes)),
         ("pins", output::bytes(info.pinned_bytes)),
     ])
+}
+
+/// What others have written, so that it steers no terminal.
+fn plain(text: &str) -> String {
+    Escaped(text.as_bytes()).to_string()
 }
 
 fn files(number: u64) -> String {

@@ -154,9 +154,9 @@ impl History {
                 self.sources[number].write(&mut self.random);
                 self.note("writes", format!("to {number}"));
             }
-            3..=8 => self.push(),
-            9..=11 => self.prune(),
-            12..=15 => self.restore(),
+            3..=7 => self.push(),
+            8..=10 => self.prune(),
+            11..=15 => self.restore(),
             16 | 17 => self.pass_time(),
             18 => self.meet(),
             _ => self.damage(),
@@ -178,16 +178,20 @@ impl History {
         let random = &mut self.random;
         let seed = random.below(u64::MAX);
         let attempts = *random.pick(&[1, 2, 4, 8]);
-        let faults = match random.below(4) {
+        let faults = match random.below(5) {
             0 | 1 => Faults::default(),
-            2 => Faults {
+            2 | 3 => Faults {
                 seed,
-                one_in: 2 + random.below(20),
+                one_in: 3 + random.below(25),
                 listings: random.below(2),
                 hides_fresh: random.one_in(3),
                 killed_at: None,
             },
-            _ => Faults { seed, killed_at: Some(random.below(50)), ..Faults::default() },
+            _ => {
+                // Most works are short.
+                let most = 1 + random.below(50);
+                Faults { seed, killed_at: Some(random.below(most)), ..Faults::default() }
+            }
         };
         (faults, attempts)
     }
@@ -737,8 +741,10 @@ impl History {
         let said: BTreeSet<_> = report.problems.iter().map(|it| it.object.clone()).collect();
         let wrong: Vec<_> = said.iter().filter(|it| !self.scars.contains(*it)).collect();
         assert!(wrong.is_empty(), "{wrong:?} were never damaged: {report:?}");
+        // What is needed by a manifest that cannot be read is not known to anybody.
+        let readable = self.backups.iter().filter(|(object, _)| !self.damage.contains_key(*object));
         let needed: BTreeSet<_> =
-            self.backups.values().filter_map(|it| it.pieces.as_ref()).flatten().collect();
+            readable.filter_map(|(_, backup)| backup.pieces.as_ref()).flatten().collect();
         for (object, Damage { before, after }) in &self.damage {
             // Somebody may have written it anew.
             if self.stage.bytes(object) != *after {

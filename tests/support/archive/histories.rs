@@ -173,8 +173,9 @@ impl History {
         self.note("times", format!("{time:?}"));
     }
 
-    /// What goes wrong with a step, and how often it tries again.
-    fn draw_faults(&mut self) -> (Faults, u32) {
+    /// What goes wrong with a step, which may be killed at one of so many requests, and how often it
+    /// tries again.
+    fn draw_faults(&mut self, requests: u64) -> (Faults, u32) {
         let random = &mut self.random;
         let seed = random.below(u64::MAX);
         let attempts = *random.pick(&[1, 2, 4, 8]);
@@ -188,8 +189,7 @@ impl History {
                 killed_at: None,
             },
             _ => {
-                // Most works are short.
-                let most = 1 + random.below(50);
+                let most = 1 + random.below(requests);
                 Faults { seed, killed_at: Some(random.below(most)), ..Faults::default() }
             }
         };
@@ -276,7 +276,7 @@ impl History {
 
     fn push(&mut self) {
         let parcel = self.draw_parcel(false);
-        let (faults, attempts) = self.draw_faults();
+        let (faults, attempts) = self.draw_faults(50);
         let is_calm = faults.one_in == 0 && faults.killed_at.is_none();
         let before = self.stage.objects("backups");
         let client = self.stage.client(faults.clone());
@@ -354,7 +354,7 @@ impl History {
 
     fn prune(&mut self) {
         let rules = Rules::draw(&mut self.random);
-        let (faults, attempts) = self.draw_faults();
+        let (faults, attempts) = self.draw_faults(40);
         let is_calm = faults.one_in == 0 && faults.killed_at.is_none();
         let dry = self.random.one_in(4);
         let dated = self.dated();
@@ -448,7 +448,7 @@ impl History {
         let old = if self.random.one_in(3) { self.restored.take() } else { None };
         let target = old.as_ref().map_or_else(|| self.new_path(), |(path, _)| path.clone());
         let old = old.map(|(path, content)| self.maybe_use(&path, content));
-        let (faults, attempts) = self.draw_faults();
+        let (faults, attempts) = self.draw_faults(14);
         let is_calm = faults.one_in == 0 && faults.killed_at.is_none();
         let said = format!("{object} to {}, {wanted:?}, {faults:?}", target.display());
         let mut client = self.stage.client(faults);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
@@ -212,16 +212,25 @@ impl Store {
             .await
     }
 
-    /// Calls `each` with everything below a prefix, a page at a time.
+    /// Calls `each` with everything below a prefix, a page at a time. A listing that fails is tried again
+    /// as long as nothing of it was seen: what was cannot be taken back, and not every store lists in an
+    /// order in which one could go on.
     pub(crate) async fn each(
         &self,
         prefix: &str,
         mut each: impl FnMut(ObjectMeta) -> Result<()>,
     ) -> Result<()> {
         let prefix = Path::from(prefix);
-        let mut listing = self.inner.list(Some(&prefix));
-        while let Some(found) = listing.next().await {
-            each(found.map_err(|e| Error::store("list", prefix.to_string(), e))?)?;
+        let begin = async || {
+            let mut listing = self.inner.list(Some(&prefix));
+            let first = listing.try_next().await?;
+            Ok((first, listing))
+        };
+        let (mut found, mut listing) = self.again("list", &prefix, begin).await?;
+        while let Some(object) = found {
+            each(object)?;
+            let next = listing.try_next().await;
+            found = next.map_err(|e| Error::store("list", prefix.to_string(), e))?;
         }
         Ok(())
     }

@@ -103,8 +103,8 @@ impl Drop for History {
 impl History {
     fn new(seed: u64) -> Self {
         let mut random = Seeded::of(seed);
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let directory = directory.expect("a temporary directory");
+        crate::files::temporary_in_memory();
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let is_local = random.one_in(5);
         let inner: Arc<dyn ObjectStore> = if is_local {
             let path = directory.path().join("repository");

@@ -9,6 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_128;
 
+/// Temporary files of this process go to memory where that is possible, those of the engine's private
+/// views included: for tests that open and remove thousands of directories.
+pub fn temporary_in_memory() {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        // Somebody was faster.
+        let _ = tempfile::env::override_temp_dir(memory);
+    }
+}
+
 /// What identifies the state of one file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {

@@ -237,16 +237,25 @@ impl Store {
             .await
     }
 
-    /// Calls `each` with everything below a prefix, a page at a time.
+    /// Calls `each` with everything below a prefix, a page at a time. A listing that fails is tried again
+    /// as long as nothing of it was seen: what was cannot be taken back, and not every store lists in an
+    /// order in which one could go on.
     pub(crate) async fn each(
         &self,
         prefix: &str,
         mut each: impl FnMut(ObjectMeta) -> Result<()>,
     ) -> Result<()> {
         let prefix = Path::from(prefix);
-        let mut listing = self.inner.list(Some(&prefix));
-        while let Some(found) = listing.next().await {
-            each(found.map_err(|e| told("list", &prefix, e))?)?;
+        let begin = async || {
+            let mut listing = self.inner.list(Some(&prefix));
+            let first = listing.try_next().await?;
+            Ok((first, listing))
+        };
+        let (mut found, mut listing) = self.again("list", &prefix, begin).await?;
+        while let Some(object) = found {
+            each(object)?;
+            let next = listing.try_next().await;
+            found = next.map_err(|e| told("list", &prefix, e))?;
         }
         Ok(())
     }

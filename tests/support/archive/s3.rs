@@ -70,6 +70,7 @@ impl S3 {
     }
 
     fn with(access: Access) -> Self {
+        crate::files::temporary_in_memory();
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(directory.path().join(BUCKET)).expect("a bucket");
         let files = s3s_fs::FileSystem::new(directory.path()).expect("a directory");
@@ -116,9 +117,11 @@ impl Drop for S3 {
 }
 
 /// A client of the endpoint that is reached at this URL. It does not try again by itself, so that what
-/// is seen is how the archive does, and it waits `timeout` for an answer.
-pub fn client(url: &str, timeout: Duration) -> Arc<AmazonS3> {
+/// is seen is how the archive does, and it waits `timeout` for an answer. Without `kept` connections each
+/// request has its own, so that one that was cut is nobody else's trouble.
+pub fn client(url: &str, timeout: Duration, kept: bool) -> Arc<AmazonS3> {
     let options = ClientOptions::new()
+        .with_pool_max_idle_per_host(if kept { usize::MAX } else { 0 })
         .with_allow_http(true)
         .with_connect_timeout(timeout)
         .with_timeout(timeout);

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::random::Seeded;
 use crate::store::Content;
 
-const NAMES: [&str; 4] = ["tables", "values", "a/strange name", "small"];
+const NAMES: [&str; 4] = ["tables", "values", "a strange näme", "small"];
 const KEYS: u64 = 150;
 
 /// An open keyspace.

@@ -94,6 +94,8 @@ enum Fault {
     Short,
     /// The body breaks off.
     Broken,
+    /// It is not done, and the answer says that it was. For pieces, which a push looks for again.
+    Lost,
 }
 
 impl Stage {
@@ -312,6 +314,7 @@ impl State {
         }
         self.faults_met.fetch_add(1, Ordering::SeqCst);
         match draw / self.faults.one_in % 4 {
+            0 if kind == "put" && object.as_ref().starts_with("files/") => Ok(Some(Fault::Lost)),
             0 | 1 => Err(failed("503 Slow Down")),
             2 if kind == "get" => Ok(Some(Fault::Short)),
             3 if kind == "get" => Ok(Some(Fault::Broken)),
@@ -406,6 +409,9 @@ impl ObjectStore for Client {
     async fn put_opts(&self, at: &Path, body: PutPayload, how: PutOptions) -> Result<PutResult> {
         self.0.note_probe(at);
         let fault = self.0.decide("put", at)?;
+        if fault == Some(Fault::Lost) {
+            return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
+        }
         let put = self.0.stage.put(at, body, how).await?;
         if fault.is_some() {
             return Err(failed("no answer came"));

@@ -3,6 +3,8 @@
 //! Every door takes bytes that may be anything and answers with what the crate makes of them. Nothing is
 //! encrypted here: who has no key gets no further than the cipher.
 
+use bytes::Bytes;
+
 use crate::error::Result;
 use crate::layout::{BackupId, FileId, PIECE_BYTES};
 use crate::manifest::Manifest;
@@ -50,7 +52,12 @@ pub fn piece_place(number: u32, raw_bytes: u64) -> [u8; 28] {
 ///
 /// When the object is none.
 pub fn piece(number: u32, raw_bytes: u64, object: &[u8]) -> Result<Vec<u8>> {
-    piece::decode(place(number, raw_bytes), object, &Sealer::new(None))
+    let mut whole = Vec::new();
+    piece::decode(place(number, raw_bytes), object, &Sealer::new(None), |_, raw| {
+        whole.extend_from_slice(raw);
+        Ok(())
+    })?;
+    Ok(whole)
 }
 
 /// The raw bytes of each frame alone, as restores fetch them.
@@ -64,12 +71,19 @@ pub fn piece_by_frames(number: u32, raw_bytes: u64, object: &[u8]) -> Result<Vec
     let open = |number: usize| {
         let range = table.range(number, number + 1);
         let stored = &object[range.start as usize..range.end as usize];
-        table.open(number, number + 1, stored, &sealer)
+        let mut frame = Vec::new();
+        let each = |_, raw: &[u8]| {
+            frame.extend_from_slice(raw);
+            Ok(())
+        };
+        table.open(number, number + 1, stored, &sealer, each)?;
+        Ok(frame)
     };
     (0..table.frames()).map(open).collect()
 }
 
 /// The object of a piece.
 pub fn piece_of(number: u32, raw: &[u8]) -> Vec<u8> {
-    piece::encode(place(number, raw.len() as u64), raw, &Sealer::new(None), 1)
+    let place = place(number, raw.len() as u64);
+    piece::encode(place, &Bytes::copy_from_slice(raw), &Sealer::new(None), 1).concat()
 }

@@ -290,8 +290,12 @@ impl Repository {
             // Read under the lease: a prune that removes it later sees the lease before it goes on.
             let manifest = match self.manifest(backup.id).await {
                 Ok(manifest) => manifest,
-                // One that is damaged or has just gone is none to build on.
-                Err(Error::Corrupt { .. } | Error::NoSuchBackup { .. }) => {
+                // One that is damaged, of a newer format, or has just gone is none to build on.
+                Err(
+                    Error::Corrupt { .. }
+                    | Error::UnsupportedFormat { .. }
+                    | Error::NoSuchBackup { .. },
+                ) => {
                     lease.release().await;
                     continue;
                 }

@@ -72,6 +72,14 @@ pub(crate) struct Store {
 /// See [`Store::look_every`].
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// What came of a read.
+enum Answer {
+    Body(Bytes),
+    Nothing,
+    /// The object is no longer than this.
+    Short(u64),
+}
+
 impl Store {
     /// The store that a path or URL names. A local directory is created if `create` says so.
     pub(crate) fn at(location: &str, create: bool) -> Result<Self> {
@@ -120,30 +128,46 @@ impl Store {
         Ok(Self::over(Arc::from(store), prefix, location))
     }
 
-    /// The whole object, or a range of it; `None` if there is none.
+    /// The whole object, or a range of it; `None` if there is none. One that ends before the range does
+    /// is corrupt: to ask again would not make it longer.
     pub(crate) async fn read(
         &self,
         object: &Path,
         range: Option<Range<u64>>,
     ) -> Result<Option<Bytes>> {
-        let wanted = range.as_ref().map(|range| range.end - range.start);
-        self.again("read", object, async || {
+        let end = range.as_ref().map_or(0, |range| range.end);
+        let read = self.again("read", object, async || {
             let range = range.clone().map(GetRange::Bounded);
             let options = GetOptions { range, ..GetOptions::default() };
             let got = match self.inner.get_opts(object, options).await {
-                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(StoreError::NotFound { .. }) => return Ok(Answer::Nothing),
                 got => got?,
             };
-            let whole = got.range.end - got.range.start;
+            if got.meta.size < end {
+                return Ok(Answer::Short(got.meta.size));
+            }
+            let expected = got.range.end - got.range.start;
             let body = got.bytes().await?;
-            let expected = wanted.unwrap_or(whole);
             if body.len() as u64 != expected {
                 let source = format!("{} of {expected} bytes came", body.len()).into();
                 return Err(StoreError::Generic { store: "body", source });
             }
-            Ok(Some(body))
-        })
-        .await
+            Ok(Answer::Body(body))
+        });
+        let short = |size: u64| {
+            Error::corrupt(object.to_string(), format!("it ends at {size}, and {end} were written"))
+        };
+        match read.await {
+            Ok(Answer::Body(body)) => Ok(Some(body)),
+            Ok(Answer::Nothing) => Ok(None),
+            Ok(Answer::Short(size)) => Err(short(size)),
+            // A range that begins behind the end is refused, by each store in words of its own.
+            Err(error) if end > 0 => match self.inner.head(object).await {
+                Ok(there) if there.size < end => Err(short(there.size)),
+                _ => Err(error),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     /// The length of an object and when it was written; `None` if there is none.
@@ -303,4 +327,28 @@ fn is_final(error: &StoreError) -> bool {
             | StoreError::Unauthenticated { .. }
             | StoreError::UnknownConfigurationKey { .. }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_ends_before_the_range_is_corrupt() {
+        let inner = Arc::new(object_store::memory::InMemory::new());
+        let mut store = Store::over(inner, Path::default(), "memory".to_owned());
+        store.retry.longest_wait = Duration::ZERO;
+        let object = Path::from("files/5");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = |range| runtime.block_on(store.read(&object, range));
+        assert!(matches!(read(Some(0..5)), Ok(None)));
+        runtime.block_on(store.put(&object, Bytes::from_static(b"12345"))).unwrap();
+        assert_eq!(read(Some(1..5)).unwrap().unwrap(), "2345");
+        assert_eq!(read(None).unwrap().unwrap(), "12345");
+        for range in [0..6, 4..6, 5..6, 7..9] {
+            let error = read(Some(range.clone())).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{range:?}: {error}");
+            assert!(error.to_string().contains("files/5"), "{error}");
+        }
+    }
 }

@@ -417,3 +417,29 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_ends_before_the_range_is_corrupt() {
+        let inner = Arc::new(object_store::memory::InMemory::new());
+        let mut store = Store::over(inner, Path::default(), "memory".to_owned());
+        store.retry.longest_wait = Duration::ZERO;
+        let object = Path::from("files/5");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = |range| runtime.block_on(store.read(&object, range));
+        assert!(matches!(read(0..5), Ok(None)));
+        runtime.block_on(store.put(&object, &[Bytes::from_static(b"12345")])).unwrap();
+        assert_eq!(read(1..5).unwrap().unwrap(), "2345");
+        let whole = |bytes_max| runtime.block_on(store.read_whole(&object, bytes_max));
+        assert_eq!(whole(5).unwrap().unwrap(), "12345");
+        assert!(matches!(whole(4), Err(Error::Corrupt { .. })));
+        for range in [0..6, 4..6, 5..6, 7..9] {
+            let error = read(range.clone()).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { .. }), "{range:?}: {error}");
+            assert!(error.to_string().contains("files/5"), "{error}");
+        }
+    }
+}

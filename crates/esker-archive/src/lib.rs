@@ -30,6 +30,7 @@
 
 #![deny(missing_docs)]
 
+mod buffers;
 mod census;
 mod check;
 mod drill;

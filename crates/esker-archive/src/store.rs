@@ -6,10 +6,11 @@
 //! credentials are taken from the environment and shown to nobody.
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -20,6 +21,7 @@ use object_store::{
 use rand::RngExt as _;
 use url::Url;
 
+use crate::buffers::{Buffer, Buffers};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout;
 use crate::local::{NotPlain, PlainFiles};
@@ -123,15 +125,30 @@ impl Store {
 
     /// The whole object, which must not be longer than this; `None` if there is none.
     pub(crate) async fn read_whole(&self, object: &Path, bytes_max: u64) -> Result<Option<Bytes>> {
-        self.read_wanted(object, Wanted::Whole { bytes_max }).await
+        self.read_wanted(object, Wanted::Whole { bytes_max }, &Buffers::default()).await
     }
 
     /// A range of an object; `None` if there is no object.
     pub(crate) async fn read(&self, object: &Path, range: Range<u64>) -> Result<Option<Bytes>> {
-        self.read_wanted(object, Wanted::Range(range)).await
+        self.read_into(object, range, &Buffers::default()).await
     }
 
-    async fn read_wanted(&self, object: &Path, wanted: Wanted) -> Result<Option<Bytes>> {
+    /// The same in memory of these.
+    pub(crate) async fn read_into(
+        &self,
+        object: &Path,
+        range: Range<u64>,
+        buffers: &Buffers,
+    ) -> Result<Option<Bytes>> {
+        self.read_wanted(object, Wanted::Range(range), buffers).await
+    }
+
+    async fn read_wanted(
+        &self,
+        object: &Path,
+        wanted: Wanted,
+        buffers: &Buffers,
+    ) -> Result<Option<Bytes>> {
         let read = self.again("read", object, async || {
             let range = match &wanted {
                 Wanted::Whole { .. } => None,
@@ -147,7 +164,7 @@ impl Store {
                 Ok(got) => got,
             };
             match wanted.bytes_of(got.meta.size) {
-                Ok(expected) => body(got, expected).await.map(|body| Ok(Some(body))),
+                Ok(expected) => body(got, expected, buffers).await.map(|body| Ok(Some(body))),
                 Err(what) => Ok(Err(what)),
             }
         });
@@ -333,32 +350,35 @@ impl Wanted {
 }
 
 /// The body, which never takes more memory than expected, whatever comes.
-async fn body(got: GetResult, expected: u64) -> object_store::Result<Bytes> {
+async fn body(got: GetResult, expected: u64, buffers: &Buffers) -> object_store::Result<Bytes> {
     let wrong = |came: u64| {
         let source = format!("{came} of {expected} bytes came").into();
         StoreError::Generic { store: "body", source }
     };
-    if matches!(got.payload, GetResultPayload::File(..)) {
-        let length = got.range.end - got.range.start;
-        return if length == expected { got.bytes().await } else { Err(wrong(length)) };
+    let length = got.range.end - got.range.start;
+    if length != expected {
+        return Err(wrong(length));
+    }
+    let mut body = buffers.lend(expected as usize);
+    if let GetResultPayload::File(file, path) = got.payload {
+        let read = move || file.read_exact_at(body.as_mut(), got.range.start).map(|()| body);
+        let read = blocking(read).await.map_err(|source| {
+            let source = format!("{}: {source}", path.display()).into();
+            StoreError::Generic { store: "file", source }
+        });
+        return read.map(Buffer::freeze);
     }
     let mut chunks = got.into_stream();
-    let mut body = BytesMut::new();
+    let mut came = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
-        let came = body.len() as u64 + chunk.len() as u64;
-        if came > expected {
-            return Err(wrong(came));
-        }
-        if came == expected && body.is_empty() {
-            return Ok(chunk);
-        }
-        if body.is_empty() {
-            body.reserve(expected as usize);
-        }
-        body.extend_from_slice(&chunk);
+        let Some(free) = body.as_mut().get_mut(came..came + chunk.len()) else {
+            return Err(wrong((came + chunk.len()) as u64));
+        };
+        free.copy_from_slice(&chunk);
+        came += chunk.len();
     }
-    if body.len() as u64 == expected { Ok(body.freeze()) } else { Err(wrong(body.len() as u64)) }
+    if came as u64 == expected { Ok(body.freeze()) } else { Err(wrong(came as u64)) }
 }
 
 /// The error of a request. What is no file where one must be is damage, not the store's failure.

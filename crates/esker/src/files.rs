@@ -253,7 +253,7 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
 }
 
 /// The directory, opened, if [`sync_opened`] works for the filesystem that holds it.
-pub(crate) fn open_filesystem(dir: &Path) -> Result<Option<File>> {
+pub fn open_filesystem(dir: &Path) -> Result<Option<File>> {
     #[cfg(target_os = "linux")]
     {
         // Magic numbers of statfs(2). FUSE, for one, has the call and passes nothing on.
@@ -271,7 +271,7 @@ pub(crate) fn open_filesystem(dir: &Path) -> Result<Option<File>> {
 }
 
 /// Syncs the filesystem of a directory that [`open_filesystem`] has opened.
-pub(crate) fn sync_opened(handle: &File, dir: &Path) -> Result<()> {
+pub fn sync_opened(handle: &File, dir: &Path) -> Result<()> {
     #[cfg(target_os = "linux")]
     rustix::fs::syncfs(handle).at("sync the filesystem of", dir)?;
     Ok(())

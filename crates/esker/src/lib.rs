@@ -95,6 +95,7 @@ mod verify;
 mod versions;
 mod views;
 
+// For the archive, which makes directories durable as checkpoints are.
 pub use batch::Batch;
 pub use checkpoint::{CheckpointBuilder, CheckpointReport};
 pub use checkpoints::{CheckpointInfo, Checkpoints, SkipReason, SkippedDirectory, checkpoints};
@@ -102,6 +103,8 @@ pub use config::{Config, Durability, PersistMode};
 pub use copy::{CopyOptions, CopyReport, cold_copy};
 pub use error::{Corruption, Error, ErrorKind, Result, Undecodable};
 pub use expiry::{RemovalReport, RemoveOptions, RemovedCheckpoint, remove_expired};
+#[doc(hidden)]
+pub use files::{open_filesystem, sync_opened};
 pub use filter::{CompactionFilter, CompactionFilterFactory, FilterContext, FilterItem, Verdict};
 pub use ingest::{Ingest, IngestReport};
 pub use iter::{Iter, Keys};

@@ -17,6 +17,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::site::{Site, create};
 use super::target::{Target, Task};
 use super::{RestoreOptions, RestoreProgress};
+use crate::buffers::Buffers;
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::FileId;
 use crate::limit::Lines;
@@ -43,6 +44,7 @@ pub(super) struct Download<'a> {
     /// In KiB of the budget.
     room: Semaphore,
     lines: Lines,
+    buffers: Buffers,
     bytes_total: u64,
     pub(super) bytes_done: AtomicU64,
     pub(super) fetched_bytes: AtomicU64,
@@ -67,6 +69,7 @@ impl<'a> Download<'a> {
             tables: Mutex::default(),
             room: Semaphore::new(options.buffer_bytes().div_ceil(1024) as usize),
             lines: Lines::new(options.download_workers),
+            buffers: Buffers::default(),
             bytes_total: manifest.raw_bytes(),
             bytes_done: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
@@ -216,7 +219,7 @@ impl<'a> Download<'a> {
         let object = place.file.object(place.piece);
         assert!(range.end <= self.stored_bytes(task), "a table was checked against its object");
         let _line = self.lines.enter(range.end - range.start).await;
-        let read = self.repository.store.read(&object, range).await?;
+        let read = self.repository.store.read_into(&object, range, &self.buffers).await?;
         let bytes = read.ok_or_else(|| Error::Missing {
             object: object.to_string(),
             needed_by: self.manifest.id.to_string(),
@@ -233,7 +236,6 @@ impl<'a> Download<'a> {
         let tables = 0..target.id.pieces() as u32;
         tables.for_each(|piece| _ = self.tables.lock().remove(&(number, piece)));
         if is_whole {
-            self.site.note_synced(&target.path);
             self.targets.lock().remove(&number);
             return Ok(());
         }

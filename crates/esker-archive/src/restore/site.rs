@@ -5,7 +5,7 @@
 //! could not have left; it is locked from when it is found to when it has its name; everything is durable
 //! before that.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -30,8 +30,8 @@ pub(super) struct Site {
     /// Of the directory, which keeps it when it gets its name: nobody else works in it until it has.
     _lock: File,
     record: Mutex<File>,
-    /// Files that are durable.
-    synced: Mutex<HashSet<PathBuf>>,
+    /// Opened before anything is written, to be told of everything that fails to reach the disk.
+    filesystem: Option<File>,
     /// Frames that an interrupted attempt wrote: file, piece, number.
     written: BTreeSet<(u32, u32, u32)>,
 }
@@ -46,6 +46,7 @@ impl Site {
         let name = format!(".{name}.esker-restore-{:016x}-{:x}-{parts:08x}", id.tag, id.seqno);
         let dir = parent(target).join(name);
         let lock = own(&dir)?;
+        let filesystem = esker::open_filesystem(&dir)?;
         let expected = Expected::of(manifest);
         sweep(&dir, "", &expected)?;
         let mut builder = fs::DirBuilder::new();
@@ -66,8 +67,7 @@ impl Site {
             .chunks_exact(RECORD_BYTES)
             .map(|chunk| (number(chunk, 0), number(chunk, 4), number(chunk, 8)))
             .collect();
-        let synced = Mutex::default();
-        Ok(Self { dir, _lock: lock, record: Mutex::new(record), synced, written })
+        Ok(Self { dir, _lock: lock, record: Mutex::new(record), filesystem, written })
     }
 
     /// Frame by frame: an earlier attempt may have taken other steps.
@@ -89,11 +89,6 @@ impl Site {
         written.at("write", &self.dir.join(RECORD))
     }
 
-    /// Takes note that a file is durable.
-    pub(super) fn note_synced(&self, path: &Path) {
-        self.synced.lock().insert(path.to_owned());
-    }
-
     /// Makes everything durable and gives it its name.
     pub(super) fn publish(
         &self,
@@ -112,7 +107,7 @@ impl Site {
         }
         let record = dir.join(RECORD);
         fs::remove_file(&record).at("remove", &record)?;
-        self.sync(dir)?;
+        self.sync()?;
         let flags = if delta {
             rustix::fs::RenameFlags::EXCHANGE
         } else {
@@ -133,19 +128,27 @@ impl Site {
         Ok(())
     }
 
-    /// What is not durable yet, directories behind their content.
-    fn sync(&self, dir: &Path) -> Result<()> {
-        for entry in fs::read_dir(dir).at("list", dir)? {
-            let entry = entry.at("list", dir)?;
-            let path = entry.path();
-            if entry.file_type().at("list", &path)?.is_dir() {
-                self.sync(&path)?;
-            } else if !self.synced.lock().contains(&path) {
-                File::open(&path).and_then(|file| file.sync_all()).at("sync", &path)?;
-            }
+    /// Everything, with one call where the filesystem is known to wait.
+    fn sync(&self) -> Result<()> {
+        match &self.filesystem {
+            Some(handle) => Ok(esker::sync_opened(handle, &self.dir)?),
+            None => sync_below(&self.dir),
         }
-        File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)
     }
+}
+
+/// Files, then the directories that name them.
+fn sync_below(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).at("list", dir)? {
+        let entry = entry.at("list", dir)?;
+        let path = entry.path();
+        if entry.file_type().at("list", &path)?.is_dir() {
+            sync_below(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).at("sync", &path)?;
+        }
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)
 }
 
 /// Creates the unfinished directory or finds it; locked, and nobody's but ours.

@@ -27,6 +27,7 @@ use serde::Serialize;
 use tokio::sync::{OnceCell, Semaphore};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::buffers::{Buffer, Buffers};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::{BackupId, FileId, PIECE_BYTES, PIECES_MAX, check_path, is_table, parse_hex};
 use crate::lease::{self, Lease, Leases, Work};
@@ -491,6 +492,7 @@ struct Upload<'a> {
     /// In KiB of raw pieces in memory.
     room: Semaphore,
     lines: Lines,
+    buffers: Buffers,
     bytes_total: u64,
     bytes_done: AtomicU64,
     sent_bytes: AtomicU64,
@@ -525,6 +527,7 @@ impl<'a> Upload<'a> {
             rate: Rate::new(options.bytes_per_second),
             room: Semaphore::new((options.workers + 2) * PIECE_BYTES.div_ceil(1024) as usize),
             lines: Lines::new(options.workers),
+            buffers: Buffers::default(),
             bytes_done: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
@@ -553,9 +556,10 @@ impl<'a> Upload<'a> {
                 // Given back when the piece is sent.
                 let kib = id.piece_bytes(number).div_ceil(1024) as u32;
                 let room = self.room.acquire_many(kib).await.expect("it is never closed");
-                let raw = read_piece(file, id, number, path).await?;
+                let buffer = self.buffers.lend(id.piece_bytes(number) as usize);
+                let raw = read_piece(file, number, path, buffer).await?;
                 hash.lock().update(&raw);
-                Ok::<_, Error>((number, Bytes::from(raw), room))
+                Ok::<_, Error>((number, raw, room))
             }
         });
         let sending = pieces.map(async |piece| {
@@ -680,11 +684,10 @@ fn fits(stored_bytes: u64, raw_bytes: u64) -> bool {
         && stored_bytes > piece::tail_bytes(raw_bytes)
 }
 
-async fn read_piece(file: &Arc<File>, id: FileId, number: u32, path: &Path) -> Result<Vec<u8>> {
+async fn read_piece(file: &Arc<File>, number: u32, path: &Path, mut raw: Buffer) -> Result<Bytes> {
     let file = Arc::clone(file);
     let read = blocking(move || {
-        let mut raw = vec![0; id.piece_bytes(number) as usize];
-        file.read_exact_at(&mut raw, u64::from(number) * PIECE_BYTES).map(|()| raw)
+        file.read_exact_at(raw.as_mut(), u64::from(number) * PIECE_BYTES).map(|()| raw.freeze())
     });
     read.await.at("read", path)
 }

@@ -38,6 +38,9 @@ use crate::store::blocking;
 const CHECKPOINT: &str = "CHECKPOINT";
 /// One that comes, and one that is unpacked and written.
 const CHUNKS_PER_WORKER: u64 = 2;
+/// A worker has so many chunks of a backup at least, if that leaves them no smaller than this.
+const CHUNKS_EACH_MIN: u64 = 8;
+const SMALL_CHUNK_BYTES: u64 = 4 << 20;
 
 /// How a backup is restored.
 #[must_use]
@@ -82,7 +85,8 @@ impl RestoreOptions {
         self
     }
 
-    /// Raw bytes that one request brings, in whole MiB; default and at most 32 MiB.
+    /// Raw bytes that one request brings, in whole MiB; default and at most 32 MiB. Down to 4 MiB where
+    /// workers would have less than eight each.
     pub fn chunk_bytes(mut self, bytes: u64) -> Self {
         self.chunk_bytes = (bytes / FRAME_BYTES * FRAME_BYTES).clamp(FRAME_BYTES, PIECE_BYTES);
         self
@@ -120,6 +124,17 @@ impl RestoreOptions {
         let chunks = CHUNKS_PER_WORKER * self.download_workers as u64;
         let fits = self.buffer_bytes_max.map_or(u64::MAX, |max| max / chunks);
         self.chunk_bytes.min(fits / FRAME_BYTES * FRAME_BYTES).max(FRAME_BYTES)
+    }
+
+    /// The same for a backup of so many bytes: smaller where workers would have few each, because in the
+    /// end some have one more than others, and these wait.
+    fn chunk_of(&self, backup_bytes: u64) -> u64 {
+        let mut chunk = self.chunk();
+        let each = backup_bytes / self.download_workers as u64;
+        while chunk > SMALL_CHUNK_BYTES && each / chunk < CHUNKS_EACH_MIN {
+            chunk = (chunk / 2 / FRAME_BYTES * FRAME_BYTES).max(SMALL_CHUNK_BYTES);
+        }
+        chunk
     }
 
     fn buffer_bytes(&self) -> u64 {

@@ -44,6 +44,8 @@ pub(super) struct Download<'a> {
     /// In KiB of the budget.
     room: Semaphore,
     lines: Lines,
+    /// Frames in a chunk.
+    step: u32,
     buffers: Buffers,
     bytes_total: u64,
     pub(super) bytes_done: AtomicU64,
@@ -69,6 +71,7 @@ impl<'a> Download<'a> {
             tables: Mutex::default(),
             room: Semaphore::new(options.buffer_bytes().div_ceil(1024) as usize),
             lines: Lines::new(options.download_workers),
+            step: (options.chunk_of(fetched_bytes_max(manifest)) / FRAME_BYTES) as u32,
             buffers: Buffers::default(),
             bytes_total: manifest.raw_bytes(),
             bytes_done: AtomicU64::new(0),
@@ -115,7 +118,7 @@ impl<'a> Download<'a> {
 
     /// Every chunk of a file. They are never listed: a manifest of a few KiB can claim millions.
     fn chunks(&self, number: u32, id: FileId) -> impl Iterator<Item = Task> + use<> {
-        let step = (self.options.chunk() / FRAME_BYTES) as u32;
+        let step = self.step;
         (0..id.pieces() as u32).flat_map(move |piece| {
             let frames = piece::frames(id.piece_bytes(piece)) as u32;
             (0..frames).step_by(step as usize).map(move |first_frame| {
@@ -266,6 +269,11 @@ impl<'a> Download<'a> {
             bytes_fetched: self.fetched_bytes.load(Ordering::Relaxed),
         });
     }
+}
+
+fn fetched_bytes_max(manifest: &Manifest) -> u64 {
+    let in_pieces = |file: &&Entry| matches!(file.content, Content::Pieces(_));
+    manifest.files.iter().filter(in_pieces).map(|file| file.bytes).sum()
 }
 
 /// What a chunk of so many raw bytes takes in memory at most, as it comes, and the frame that is unpacked.

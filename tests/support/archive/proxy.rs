@@ -12,8 +12,10 @@
 //! should cost them little.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -77,6 +79,9 @@ pub enum Action {
     Stale,
     /// Of a listing, the objects are left out whose key contains this.
     Hide(String),
+    /// The object is sent from this file. Nobody else hears of it: for benchmarks, whose server would be
+    /// what is measured.
+    File(PathBuf),
 }
 
 /// Decides what is done with a request.
@@ -342,6 +347,10 @@ impl<'a> Connection<'a> {
                 self.reset()
             }
             Action::Truncate(bytes) => self.cut(request, &head, bytes, latency).map(|()| false),
+            Action::File(path) => {
+                self.wait(latency);
+                self.send_file(&path, head.value("range").as_deref()).map(|()| true)
+            }
             Action::Pass => self.pass(request, &head, latency),
         }
     }
@@ -371,6 +380,32 @@ impl<'a> Connection<'a> {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Answers with a file, or with the range of it that is asked for.
+    fn send_file(&mut self, path: &Path, range: Option<&str>) -> io::Result<()> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let ends = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let (begin, last) = match ends {
+            Some((begin, last)) => {
+                let number = |text: &str| text.parse::<u64>().map_err(|_| io::ErrorKind::InvalidData);
+                (number(begin)?, number(last)?.min(size - 1))
+            }
+            None => (0, size - 1),
+        };
+        let length = last + 1 - begin;
+        let head = format!(
+            "HTTP/1.1 206 Partial Content\r\nContent-Length: {length}\r\nETag: \"{size}\"\r\n\
+             Content-Range: bytes {begin}-{last}/{size}\r\n\
+             Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n"
+        );
+        self.client.get_ref().write_all(head.as_bytes())?;
+        file.seek(io::SeekFrom::Start(begin))?;
+        let mut to = Counted::new(self.client.get_ref(), &mut self.responses);
+        let sent = copy_exactly(&mut file, length, &mut to);
+        self.shared.counters.lock().unwrap().response_bytes += to.bytes;
+        sent
     }
 
     /// Passes the request on and takes the whole answer.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use esker_bench::Result;
 use esker_bench::arguments::Arguments;
 use esker_bench::table::{Table, mebibytes};
-use esker_tests::archive::proxy::{Proxy, Shape as Limits};
+use esker_tests::archive::proxy::{Action, Proxy, Shape as Limits};
 use esker_tests::archive::s3::{ACCESS_KEY, BUCKET, S3, SECRET_KEY};
 use plotters::prelude::*;
 
@@ -81,6 +81,14 @@ pub fn run(parent: &Path, settings: &Settings) -> Result<()> {
         std::fs::remove_dir_all(&made.checkpoint)?;
         let proxy = Proxy::start(server.address());
         proxy.shape(settings.limits());
+        // s3s-fs reads 4 KiB at a time: at 170 MiB/s it would be the limit.
+        let objects = server.objects();
+        proxy.rule(move |request| {
+            let path = request.target.split('?').next().unwrap_or_default();
+            let key = path.strip_prefix(&format!("/{BUCKET}/"));
+            let key = key.filter(|key| request.method == "GET" && key.contains("/files/"));
+            key.map_or(Action::Pass, |key| Action::File(objects.join(key)))
+        });
         let files = format!("{} ({})", made.files, mebibytes(made.bytes));
         for &chunk in &settings.chunks {
             for &buffer in &settings.buffers {

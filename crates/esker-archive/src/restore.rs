@@ -259,6 +259,10 @@ fn check_target(target: &Path, delta: bool) -> Result<()> {
     if target.file_name().is_none() {
         return Err(Error::InvalidInput(format!("{} has no name", target.display())));
     }
+    if delta {
+        // Who has it open is told before anything is fetched. Not kept: it may be read until it goes.
+        drop(site::lock_old(target)?);
+    }
     Ok(())
 }
 

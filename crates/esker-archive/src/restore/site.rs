@@ -107,9 +107,14 @@ impl Site {
         if let Some(names) = kept {
             esker::keep_partitions(dir, names)?;
         }
+        self.sync(dir)?;
+        if !delta && fs::symlink_metadata(target).is_ok() {
+            return Err(Error::TargetExists { path: target.to_owned() });
+        }
+        // Last of all: without it everything is fetched again.
         let record = dir.join(RECORD);
         fs::remove_file(&record).at("remove", &record)?;
-        self.sync(dir)?;
+        File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)?;
         let flags = if delta {
             rustix::fs::RenameFlags::EXCHANGE
         } else {

@@ -156,7 +156,7 @@ pub struct RestoreReport {
     pub raw_bytes: u64,
     /// Bytes that were fetched.
     pub fetched_bytes: u64,
-    /// Raw bytes that an interrupted attempt had written.
+    /// Raw bytes that an interrupted attempt had written, and that were not fetched again.
     pub resumed_bytes: u64,
     /// Raw bytes that were taken from local files.
     pub reused_bytes: u64,
@@ -213,7 +213,7 @@ impl Repository {
             files: manifest.files.len() as u64,
             raw_bytes: manifest.raw_bytes(),
             fetched_bytes: download.fetched_bytes.load(Ordering::Relaxed),
-            resumed_bytes: download.resumed_bytes,
+            resumed_bytes: download.resumed_bytes.load(Ordering::Relaxed),
             reused_bytes: download.reused_bytes.load(Ordering::Relaxed),
             partitions: manifest.partitions.clone(),
         };

@@ -25,6 +25,7 @@ mod ingest;
 mod interchange;
 mod iteration;
 mod large_values;
+mod listing;
 mod neighbours;
 mod options;
 mod parity;

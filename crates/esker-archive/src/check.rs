@@ -270,7 +270,7 @@ impl<'a> Check<'a> {
 
     /// Behind the manifests, so that every piece they name was there before it is looked for.
     async fn list_objects(&mut self) -> Result<()> {
-        let now_ms = now_ms();
+        let (now_ms, times) = (now_ms(), self.repository.store.lease_times);
         let (found, report) = (&mut self.found, &mut self.report);
         let proof_objects = &mut self.proof_objects;
         let each = |object: object_store::ObjectMeta| {
@@ -282,7 +282,7 @@ impl<'a> Check<'a> {
                     None => report.strays.push(name),
                 },
                 Some(layout::LEASES) => {
-                    let expired = lease::is_expired(lease::written_ms(&object), now_ms);
+                    let expired = lease::is_expired(lease::written_ms(&object), now_ms, times);
                     if expired { &mut report.expired_leases } else { &mut report.leases }
                         .push(name);
                 }

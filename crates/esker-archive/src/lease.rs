@@ -1,8 +1,9 @@
 //! What is under way, as objects that others look at before they delete anything.
 //!
 //! A lease says which kind of work it is and which backups it relies on. It is written anew while the
-//! work goes on; one that was not for [`EXPIRY`] belongs to somebody who is gone. Its age is told by the
-//! store's clock alone, which the one who looks asks by writing an object of his own.
+//! work goes on; one that was not for a quarter of an hour ([`LeaseTimes`]) belongs to somebody who is
+//! gone. Its age is told by the store's clock alone, which the one who looks asks by writing an object of
+//! his own.
 //!
 //! What must stay true: whoever relies on something takes the lease first and looks whether it is there
 //! afterwards; whoever deletes takes his lease first, deletes manifests, looks at the leases, and only
@@ -19,14 +20,14 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId};
-use crate::store::Store;
+use crate::store::{LeaseTimes, Store};
 
-/// A lease that was not renewed for so long is nobody's any more.
-pub(crate) const EXPIRY: Duration = Duration::from_secs(15 * 60);
+/// A store's clock may be set back, by little. Whoever is alive writes his lease again soon, by the new
+/// time: one that is further ahead is nobody's.
+const AHEAD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// No lease is longer, and no more are live at the same time.
 const CLAIM_BYTES_MAX: u64 = 4 << 10;
 const LIVE_MAX: usize = 10_000;
-const RENEW_EVERY: Duration = Duration::from_secs(3 * 60);
 
 /// What somebody is doing.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +65,8 @@ struct Renewed {
 }
 
 impl Renewed {
-    fn is_late(&self) -> bool {
-        self.lost || self.at.elapsed().unwrap_or_default() > EXPIRY
+    fn is_late(&self, times: LeaseTimes) -> bool {
+        self.lost || self.at.elapsed().unwrap_or_default() > times.expiry
     }
 }
 
@@ -78,17 +79,18 @@ impl Lease {
         let body = serde_json::to_vec(&claim).expect("plain values have a JSON");
         let body = bytes::Bytes::from(body);
         let renewed = Arc::new(Mutex::new(Renewed { at: SystemTime::now(), lost: false }));
+        let times = store.lease_times;
         store.put(&object, std::slice::from_ref(&body)).await?;
         let renewing = {
             let (store, object, renewed) = (store.clone(), object.clone(), Arc::clone(&renewed));
             tokio::spawn(async move {
                 loop {
-                    tokio::time::sleep(RENEW_EVERY).await;
+                    tokio::time::sleep(times.renew_every).await;
                     let at = SystemTime::now();
                     match store.put_once(&object, body.clone()).await {
                         Ok(()) => {
                             let mut renewed = renewed.lock();
-                            let lost = renewed.is_late();
+                            let lost = renewed.is_late(times);
                             *renewed = Renewed { at, lost };
                         }
                         Err(error) => tracing::warn!(%error, "a lease could not be renewed"),
@@ -101,7 +103,7 @@ impl Lease {
 
     /// Refuses if others may have taken us for gone, if only for a while.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.renewed.lock().is_late() {
+        if self.renewed.lock().is_late(self.store.lease_times) {
             return Err(Error::LeaseLost { lease: self.object.to_string() });
         }
         Ok(())
@@ -166,8 +168,9 @@ pub(crate) fn written_ms(meta: &ObjectMeta) -> u64 {
 }
 
 /// Whether a lease written then is nobody's any more.
-pub(crate) fn is_expired(written_ms: u64, now_ms: u64) -> bool {
-    now_ms.saturating_sub(written_ms) > EXPIRY.as_millis() as u64
+pub(crate) fn is_expired(written_ms: u64, now_ms: u64, times: LeaseTimes) -> bool {
+    let (age, ahead) = (now_ms.saturating_sub(written_ms), written_ms.saturating_sub(now_ms));
+    age > times.expiry.as_millis() as u64 || ahead > AHEAD_MAX.as_millis() as u64
 }
 
 /// All leases but `own`, as of now by the store's clock, which a probe tells: `own` may be minutes old.
@@ -184,7 +187,7 @@ pub(crate) async fn held(store: &Store, own: &Lease) -> Result<Leases> {
         if object.location == own.object {
             continue;
         }
-        if is_expired(written_ms(&object), now_ms) {
+        if is_expired(written_ms(&object), now_ms, store.lease_times) {
             leases.expired.push(object.location);
             continue;
         }
@@ -199,4 +202,28 @@ pub(crate) async fn held(store: &Store, own: &Lease) -> Result<Leases> {
         leases.live.push(Held::parse(object.location, &body)?);
     }
     Ok(leases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_nobodys_when_it_is_old_or_from_a_time_to_come() {
+        let (minute, now) = (60_000, 1_700_000_000_000);
+        let day = 24 * 60 * minute;
+        let is_expired = |written_ms| is_expired(written_ms, now, LeaseTimes::default());
+        for (written_ms, expected) in [
+            (0, true),
+            (now - 15 * minute - 1, true),
+            (now - 15 * minute, false),
+            (now, false),
+            (now + 15 * minute + 1, false),
+            (now + day, false),
+            (now + day + 1, true),
+            (u64::MAX, true),
+        ] {
+            assert_eq!(is_expired(written_ms), expected, "{written_ms}");
+        }
+    }
 }

@@ -281,7 +281,7 @@ impl<'a> Prune<'a> {
         let store = &self.repository.store;
         let probes = store.list(layout::PROBES).await?;
         let old = |probe: &&object_store::ObjectMeta| {
-            lease::is_expired(lease::written_ms(probe), leases.now_ms)
+            lease::is_expired(lease::written_ms(probe), leases.now_ms, store.lease_times)
         };
         let old = probes.iter().filter(old).map(|probe| &probe.location);
         for object in leases.expired.iter().chain(old) {

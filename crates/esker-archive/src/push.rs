@@ -2,7 +2,7 @@
 //!
 //! What must stay true: the manifest is written last, when every piece that it names was written and
 //! confirmed, or is named by another manifest that the push's lease keeps; a file of the source whose
-//! bytes are not what its hash says ends the push before the manifest; memory is bounded by the pieces
+//! bytes are not what its hash says ends the push before any of it is sent; memory is bounded by the pieces
 //! in flight, whatever the size of files.
 //!
 //! Which pieces are there is known from the newest manifest of the same keyspace; of the others the
@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -457,22 +458,14 @@ fn rotten(path: &Path) -> Error {
 
 pub(crate) fn hash_file(path: &Path) -> Result<u128> {
     let mut file = File::open(path).at("open", path)?;
-    let mut hash = Xxh3::new();
-    std::io::copy(&mut file, &mut Hashing(&mut hash)).at("read", path)?;
-    Ok(hash.digest128())
-}
-
-/// Writes into a hash.
-struct Hashing<'a>(&'a mut Xxh3);
-
-impl std::io::Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+    let (mut hash, mut buffer) = (Xxh3::new(), vec![0; 256 << 10]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.digest128()),
+            Ok(read) => hash.update(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).at("read", path),
+        }
     }
 }
 
@@ -546,8 +539,15 @@ impl<'a> Upload<'a> {
         Ok(pieces)
     }
 
-    /// Reads a file once, in order, and sends its pieces side by side.
+    /// Sends the pieces of a file side by side.
+    ///
+    /// The file is proved before: a piece that is there is believed for its name, so nothing else may ever
+    /// be sent under it.
     async fn send_file(&self, id: FileId, xxh3: u128, path: &Path) -> Result<Vec<u64>> {
+        let whole = path.to_owned();
+        if blocking(move || hash_file(&whole)).await? != xxh3 {
+            return Err(rotten(path));
+        }
         let file = Arc::new(File::open(path).at("open", path)?);
         let hash = Mutex::new(Xxh3::new());
         let pieces = stream::iter(0..id.pieces() as u32).then(|number| {

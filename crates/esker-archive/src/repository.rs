@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, BackupId};
 use crate::manifest::{self, Manifest};
 use crate::seal::{Key, Sealer};
-use crate::store::{Conditions, Store, blocking};
+use crate::store::{Conditions, LeaseTimes, Store, blocking};
 
 const FORMAT_VERSION: u32 = 1;
 /// No REPOSITORY is longer.
@@ -35,6 +35,7 @@ pub struct RepositoryOptions {
     key: Option<Key>,
     attempts: Option<u32>,
     impatient: bool,
+    lease_times: Option<LeaseTimes>,
 }
 
 impl RepositoryOptions {
@@ -55,6 +56,14 @@ impl RepositoryOptions {
     #[doc(hidden)]
     pub fn impatient(mut self) -> Self {
         self.impatient = true;
+        self
+    }
+
+    /// Other times than minutes until a lease has expired, and between its renewals: for tests, which
+    /// do not wait. All who use a repository at the same time must have the same.
+    #[doc(hidden)]
+    pub fn lease_times(mut self, expiry: Duration, renew_every: Duration) -> Self {
+        self.lease_times = Some(LeaseTimes { expiry, renew_every });
         self
     }
 }
@@ -334,6 +343,7 @@ impl Repository {
 impl RepositoryOptions {
     fn apply_to(&self, store: &mut Store) {
         store.retry.attempts = self.attempts.unwrap_or(store.retry.attempts).max(1);
+        store.lease_times = self.lease_times.unwrap_or(store.lease_times);
         if self.impatient {
             store.retry.longest_wait = Duration::ZERO;
             store.look_every = Duration::from_millis(1);

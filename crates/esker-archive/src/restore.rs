@@ -38,6 +38,8 @@ use crate::store::blocking;
 const CHECKPOINT: &str = "CHECKPOINT";
 /// One that comes, and one that is unpacked and written.
 const CHUNKS_PER_WORKER: u64 = 2;
+/// Where chunks are small, several come at a time, each with the frame that it is unpacked to.
+const WORKER_BYTES_MIN: u64 = 16 << 20;
 /// A worker has so many chunks of a backup at least, if that leaves them no smaller than this.
 const CHUNKS_EACH_MIN: u64 = 8;
 const SMALL_CHUNK_BYTES: u64 = 4 << 20;
@@ -92,9 +94,9 @@ impl RestoreOptions {
         self
     }
 
-    /// Memory for what is fetched and not written yet; default two times `chunk_bytes` for each worker.
-    /// Where it is less than that, chunks are smaller, down to 1 MiB; one of these is fetched in any
-    /// case, and takes 2 MiB.
+    /// Memory for what is fetched and not written yet; default two times `chunk_bytes` for each worker,
+    /// at least 16 MiB. Where it is less, chunks are smaller, down to 1 MiB; one of these is fetched in
+    /// any case, and takes 2 MiB.
     pub fn buffer_bytes_max(mut self, bytes: u64) -> Self {
         self.buffer_bytes_max = Some(bytes);
         self
@@ -138,7 +140,8 @@ impl RestoreOptions {
     }
 
     fn buffer_bytes(&self) -> u64 {
-        let wanted = CHUNKS_PER_WORKER * self.chunk_bytes * self.download_workers as u64;
+        let each = (CHUNKS_PER_WORKER * self.chunk_bytes).max(WORKER_BYTES_MIN);
+        let wanted = each * self.download_workers as u64;
         self.buffer_bytes_max.unwrap_or(wanted).max(needed_bytes(self.chunk()))
     }
 }
@@ -171,7 +174,7 @@ pub struct RestoreReport {
     pub raw_bytes: u64,
     /// Bytes that were fetched.
     pub fetched_bytes: u64,
-    /// Raw bytes that an interrupted attempt had written.
+    /// Raw bytes that an interrupted attempt had written, and that were not fetched again.
     pub resumed_bytes: u64,
     /// Raw bytes that were taken from local files.
     pub reused_bytes: u64,
@@ -228,7 +231,7 @@ impl Repository {
             files: manifest.files.len() as u64,
             raw_bytes: manifest.raw_bytes(),
             fetched_bytes: download.fetched_bytes.load(Ordering::Relaxed),
-            resumed_bytes: download.resumed_bytes,
+            resumed_bytes: download.resumed_bytes.load(Ordering::Relaxed),
             reused_bytes: download.reused_bytes.load(Ordering::Relaxed),
             partitions: manifest.partitions.clone(),
         };
@@ -273,6 +276,10 @@ fn check_target(target: &Path, delta: bool) -> Result<()> {
     }
     if target.file_name().is_none() {
         return Err(Error::InvalidInput(format!("{} has no name", target.display())));
+    }
+    if delta {
+        // Who has it open is told before anything is fetched. Not kept: it may be read until it goes.
+        drop(site::lock_old(target)?);
     }
     Ok(())
 }

@@ -53,6 +53,19 @@ impl Retry {
     }
 }
 
+/// How long a lease is believed that is not written again, and how often its holder does that.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct LeaseTimes {
+    pub(crate) expiry: Duration,
+    pub(crate) renew_every: Duration,
+}
+
+impl Default for LeaseTimes {
+    fn default() -> Self {
+        Self { expiry: Duration::from_secs(15 * 60), renew_every: Duration::from_secs(3 * 60) }
+    }
+}
+
 /// What a store does with conditions.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Conditions {
@@ -71,6 +84,7 @@ pub(crate) struct Store {
     pub(crate) retry: Retry,
     /// How often one who waits for the work of others looks.
     pub(crate) look_every: Duration,
+    pub(crate) lease_times: LeaseTimes,
 }
 
 /// See [`Store::look_every`].
@@ -94,7 +108,8 @@ impl Store {
     /// A store that the caller has made, and a prefix in it.
     pub(crate) fn over(inner: Arc<dyn ObjectStore>, prefix: Path, location: String) -> Self {
         let inner = Arc::new(PrefixStore::new(inner, prefix));
-        Self { inner, location, retry: Retry::default(), look_every: LOOK_EVERY }
+        let (retry, lease_times) = (Retry::default(), LeaseTimes::default());
+        Self { inner, location, retry, look_every: LOOK_EVERY, lease_times }
     }
 
     fn local(path: &std::path::Path, create: bool) -> Result<Self> {

@@ -389,7 +389,8 @@ impl<'a> Connection<'a> {
         let ends = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
         let (begin, last) = match ends {
             Some((begin, last)) => {
-                let number = |text: &str| text.parse::<u64>().map_err(|_| io::ErrorKind::InvalidData);
+                let number =
+                    |text: &str| text.parse::<u64>().map_err(|_| io::ErrorKind::InvalidData);
                 (number(begin)?, number(last)?.min(size - 1))
             }
             None => (0, size - 1),

@@ -106,8 +106,11 @@ pub fn run(parent: &Path, settings: &Settings) -> Result<()> {
                     let outcome = measure(&spec, &environment(&proxy.url()))?;
                     std::fs::remove_dir_all(target)?;
                     series.points.push((workers, outcome));
-                    let budget =
-                        if buffer > 0 { buffer << 20 } else { 2 * (chunk << 20) * workers as u64 };
+                    let budget = if buffer > 0 {
+                        buffer << 20
+                    } else {
+                        (2 * chunk).max(16) * MIB * workers as u64
+                    };
                     table.row(row(&files, chunk, budget, &series, settings));
                     eprintln!("{}, {workers} workers: {outcome:?}", series.name);
                 }

@@ -51,7 +51,7 @@ pub(super) struct Download<'a> {
     pub(super) bytes_done: AtomicU64,
     pub(super) fetched_bytes: AtomicU64,
     pub(super) reused_bytes: AtomicU64,
-    pub(super) resumed_bytes: u64,
+    pub(super) resumed_bytes: AtomicU64,
 }
 
 impl<'a> Download<'a> {
@@ -61,7 +61,7 @@ impl<'a> Download<'a> {
         site: Site,
         options: &'a RestoreOptions,
     ) -> Result<Self> {
-        let mut this = Self {
+        let this = Self {
             repository,
             manifest,
             options,
@@ -77,7 +77,7 @@ impl<'a> Download<'a> {
             bytes_done: AtomicU64::new(0),
             fetched_bytes: AtomicU64::new(0),
             reused_bytes: AtomicU64::new(0),
-            resumed_bytes: 0,
+            resumed_bytes: AtomicU64::new(0),
         };
         for (number, file) in (0..).zip(&manifest.files) {
             match &file.content {
@@ -98,7 +98,7 @@ impl<'a> Download<'a> {
     }
 
     /// Counts the chunks of a file that are missing.
-    fn plan(&mut self, number: u32, entry: &Entry) -> Result<()> {
+    fn plan(&self, number: u32, entry: &Entry) -> Result<()> {
         let path = self.site.dir.join(&entry.path);
         create(&path)?.set_len(entry.bytes).at("write", &path)?;
         let id = self.repository.sealer.name(entry.xxh3, entry.bytes);
@@ -108,7 +108,7 @@ impl<'a> Download<'a> {
         for task in &written {
             let bytes = task.raw_bytes(id);
             target.was_written(task.offset(), bytes);
-            self.resumed_bytes += bytes;
+            self.resumed_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
         }
         self.targets.lock().insert(number, Arc::new(target));
@@ -255,6 +255,9 @@ impl<'a> Download<'a> {
     }
 
     fn plan_anew(&self, number: u32, target: &Target) {
+        let resumed = self.chunks(number, target.id).filter(|task| self.site.is_written(task));
+        let resumed = resumed.map(|task| task.raw_bytes(target.id)).sum();
+        self.resumed_bytes.fetch_sub(resumed, Ordering::Relaxed);
         let missing = self.chunks(number, target.id).count() as u64;
         let renewed = Target::new(target.id, target.path.clone(), missing, false);
         self.bytes_done.fetch_sub(target.id.bytes, Ordering::Relaxed);

@@ -98,16 +98,18 @@ impl Site {
     ) -> Result<()> {
         let dir = &self.dir;
         // It will have the name of the unfinished directory, where others would go on.
-        let is_directory = fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
-        let old =
-            (delta && is_directory).then(|| File::open(target).at("open", target)).transpose()?;
-        let _old = old.map(|old| lock_as_named(old, target)).transpose()?;
+        let _old = if delta { lock_old(target)? } else { None };
         if let Some(names) = kept {
             esker::keep_partitions(dir, names)?;
         }
+        self.sync()?;
+        if !delta && fs::symlink_metadata(target).is_ok() {
+            return Err(Error::TargetExists { path: target.to_owned() });
+        }
+        // Last of all: without it everything is fetched again.
         let record = dir.join(RECORD);
         fs::remove_file(&record).at("remove", &record)?;
-        self.sync()?;
+        File::open(dir).and_then(|dir| dir.sync_all()).at("sync", dir)?;
         let flags = if delta {
             rustix::fs::RenameFlags::EXCHANGE
         } else {
@@ -176,15 +178,22 @@ fn own(dir: &Path) -> Result<File> {
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
         return Err(foreign("belongs to somebody else, or others may write to it"));
     }
-    lock_as_named(lock, dir)
+    lock_as_named(lock, dir, "another restore of this backup to this target is at work")
+}
+
+/// The lock of the directory that a delta replaces, which open keyspaces have as well; none if it is no
+/// directory.
+pub(super) fn lock_old(target: &Path) -> Result<Option<File>> {
+    if !fs::symlink_metadata(target).is_ok_and(|found| found.is_dir()) {
+        return Ok(None);
+    }
+    let old = File::open(target).at("open", target)?;
+    lock_as_named(old, target, "it is open as a keyspace, or another restore replaces it").map(Some)
 }
 
 /// The lock of a directory that still has this name.
-fn lock_as_named(open: File, dir: &Path) -> Result<File> {
-    let busy = || Error::Busy {
-        what: dir.display().to_string(),
-        by: "another restore of this backup to this target is at work".to_owned(),
-    };
+fn lock_as_named(open: File, dir: &Path, by: &str) -> Result<File> {
+    let busy = || Error::Busy { what: dir.display().to_string(), by: by.to_owned() };
     match rustix::fs::flock(&open, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy()),
         locked => locked.at("lock", dir)?,

@@ -349,7 +349,7 @@ impl<'a> Connection<'a> {
             Action::Truncate(bytes) => self.cut(request, &head, bytes, latency).map(|()| false),
             Action::File(path) => {
                 self.wait(latency);
-                self.send_file(&path, head.value("range").as_deref()).map(|()| true)
+                self.send_file(&path, head.value("range")).map(|()| true)
             }
             Action::Pass => self.pass(request, &head, latency),
         }

@@ -18,6 +18,7 @@ use super::site::no_follow;
 use crate::error::{IoContext as _, Result};
 use crate::layout::{FileId, PIECE_BYTES};
 use crate::piece::FRAME_BYTES;
+use crate::store::WRITE_BYTES;
 
 /// Some frames of a piece of a file.
 #[derive(Copy, Clone, Debug)]
@@ -40,10 +41,6 @@ impl Task {
         end - u64::from(self.first_frame) * FRAME_BYTES
     }
 }
-
-/// Written at once. Large writes get large pages for the page cache, which a virtual machine that gives
-/// free memory back to its host has to ask for anew: they took up to four times as long.
-const WRITE_BYTES: usize = 64 << 10;
 
 /// A file that is being written.
 pub(super) struct Target {

@@ -103,13 +103,19 @@ impl Made {
                 "pieces": [STORED_BYTES],
             })
         };
+        let small = |path: &str| {
+            let hash = format!("{:032x}", xxh3_128(b"1"));
+            json!({"path": path, "bytes": 1, "xxh3": hash, "inline": "31"})
+        };
+        let files = ["CATALOG", "CHECKPOINT"].map(small).into_iter();
+        let files = files.chain((first..first + self.each).map(file));
         Ok(serde_json::to_vec(&json!({
             "created_ms": 1_700_000_000_000_u64 + backup * 3_600_000,
             "partitions": (0..8).map(|p| format!("partition-{p}")).collect::<Vec<_>>(),
             "left_out": [],
             "added_bytes": 0,
             "directories": [],
-            "files": (first..first + self.each).map(file).collect::<Vec<_>>(),
+            "files": files.collect::<Vec<_>>(),
         }))?)
     }
 }

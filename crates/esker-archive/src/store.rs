@@ -87,8 +87,9 @@ pub(crate) struct Store {
     pub(crate) lease_times: LeaseTimes,
 }
 
-/// Written to a local file at once. Large writes get large pages for the page cache, which a virtual machine that gives
-/// free memory back to its host has to ask for anew: they took up to four times as long.
+/// Written to a local file at once. Large writes get large pages for the page cache, which a virtual
+/// machine that gives free memory back to its host has to ask for anew: they took up to four times as
+/// long.
 pub(crate) const WRITE_BYTES: usize = 64 << 10;
 
 /// See [`Store::look_every`].

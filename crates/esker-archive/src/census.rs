@@ -2,7 +2,8 @@
 //!
 //! Backups share most of their files, so each file is kept once and a backup is a list of numbers. What
 //! must stay true: manifests are added one at a time and dropped; a thousand of ten thousand files each
-//! take some ten bytes for every file that one names, not a path and a hash.
+//! take some ten bytes for every file that one names, not a path and a hash. Whatever can be done with
+//! one manifest alone is done in its [`Summary`], by the thread that decoded it.
 
 use std::collections::HashMap;
 
@@ -37,37 +38,26 @@ pub(crate) struct Dispute {
     pub(crate) pieces: Vec<u64>,
 }
 
-/// Every backup and every file.
-#[derive(Default)]
-pub(crate) struct Census {
-    backups: Vec<Backup>,
-    numbers: HashMap<FileId, u32>,
-    /// Each with the place of its first piece in `lengths`.
-    files: Vec<(FileId, usize)>,
-    /// Of all pieces, as stored. No object of a piece is as long as 4 GiB.
+/// What a census takes up of a manifest: everything but the paths.
+pub(crate) struct Summary {
+    backup: Backup,
+    /// The files in pieces, in the order of the manifest.
+    files: Vec<FileId>,
+    /// Of all pieces of those, one file's behind the other's. No object of a piece is as long as 4 GiB.
     lengths: Vec<u32>,
-    disputes: Vec<Dispute>,
 }
 
-impl Census {
-    /// Takes up a manifest; the number of its backup.
-    pub(crate) fn add(&mut self, manifest: Manifest, sealer: &Sealer) -> usize {
-        let backup = self.backups.len();
+impl Summary {
+    pub(crate) fn of(manifest: Manifest, sealer: &Sealer) -> Self {
         let raw_bytes = manifest.raw_bytes();
-        let mut named = Vec::with_capacity(manifest.files.len());
+        let (mut files, mut lengths) = (Vec::with_capacity(manifest.files.len()), Vec::new());
         for file in &manifest.files {
             let Content::Pieces(pieces) = &file.content else { continue };
-            let id = sealer.name(file.xxh3, file.bytes);
-            let number = self.number(id, pieces);
-            if self.lengths_of(number).ne(pieces.iter().copied()) {
-                self.disputes.push(Dispute { backup, file: id, pieces: pieces.clone() });
-            }
-            named.push(number);
+            files.push(sealer.name(file.xxh3, file.bytes));
+            let narrow = |bytes: &u64| u32::try_from(*bytes).expect("a manifest was checked");
+            lengths.extend(pieces.iter().map(narrow));
         }
-        named.sort_unstable();
-        named.dedup();
-        named.shrink_to_fit();
-        self.backups.push(Backup {
+        let backup = Backup {
             id: manifest.id,
             created_ms: manifest.created_ms,
             label: manifest.label,
@@ -76,17 +66,54 @@ impl Census {
             files: manifest.files.len() as u64,
             raw_bytes,
             added_bytes: manifest.added_bytes,
-            named,
-        });
+            named: Vec::new(),
+        };
+        Self { backup, files, lengths }
+    }
+}
+
+/// Every backup and every file.
+#[derive(Default)]
+pub(crate) struct Census {
+    backups: Vec<Backup>,
+    numbers: HashMap<FileId, u32>,
+    /// Each with the place of its first piece in `lengths`.
+    files: Vec<(FileId, usize)>,
+    /// Of all pieces, as stored.
+    lengths: Vec<u32>,
+    disputes: Vec<Dispute>,
+}
+
+impl Census {
+    /// Takes up a manifest; the number of its backup.
+    pub(crate) fn add(&mut self, summary: Summary) -> usize {
+        let Summary { backup: mut added, files, lengths } = summary;
+        let backup = self.backups.len();
+        let mut rest = &lengths[..];
+        let mut named = Vec::with_capacity(files.len());
+        for file in files {
+            let (pieces, behind) = rest.split_at(file.pieces() as usize);
+            rest = behind;
+            let number = self.number(file, pieces);
+            let pieces = pieces.iter().copied().map(u64::from);
+            if self.lengths_of(number).ne(pieces.clone()) {
+                self.disputes.push(Dispute { backup, file, pieces: pieces.collect() });
+            }
+            named.push(number);
+        }
+        named.sort_unstable();
+        named.dedup();
+        named.shrink_to_fit();
+        added.named = named;
+        self.backups.push(added);
         backup
     }
 
-    fn number(&mut self, id: FileId, pieces: &[u64]) -> u32 {
+    fn number(&mut self, id: FileId, pieces: &[u32]) -> u32 {
         let next = u32::try_from(self.files.len()).expect("so many files are no listing's");
         *self.numbers.entry(id).or_insert_with(|| {
             self.files.push((id, self.lengths.len()));
-            let narrow = |bytes: &u64| u32::try_from(*bytes).expect("a manifest was checked");
-            self.lengths.extend(pieces.iter().map(narrow));
+            self.lengths.extend_from_slice(pieces);
             next
         })
     }
@@ -196,7 +223,8 @@ mod tests {
     fn census(backups: &[&[(u128, u64)]]) -> Census {
         let mut census = Census::default();
         for (seqno, files) in (0..).zip(backups) {
-            let number = census.add(backup(seqno, files), &Sealer::new(None));
+            let summary = Summary::of(backup(seqno, files), &Sealer::new(None));
+            let number = census.add(summary);
             assert_eq!(number as u64, seqno);
         }
         census

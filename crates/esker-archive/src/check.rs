@@ -246,11 +246,11 @@ impl<'a> Check<'a> {
         (self.options.progress)(progress);
         let mut wrong = Vec::new();
         let (census, options) = (&mut self.census, self.options);
-        let each = |id: BackupId, manifest| {
+        let each = |id: BackupId, summary| {
             progress.backups_done += 1;
             (options.progress)(progress);
-            match manifest {
-                Ok(manifest) => _ = census.add(manifest, &self.repository.sealer),
+            match summary {
+                Ok(summary) => _ = census.add(summary),
                 Err(Error::NoSuchBackup { .. }) => {} // Removed since it was listed.
                 Err(Error::Corrupt { what, .. }) => wrong.push((id, format!("is corrupt: {what}"))),
                 Err(error @ Error::UnsupportedFormat { .. }) => {
@@ -260,7 +260,7 @@ impl<'a> Check<'a> {
             }
             Ok(())
         };
-        self.repository.each_manifest(&listed, each).await?;
+        self.repository.each_summary(&listed, each).await?;
         for (id, what) in wrong {
             self.problem(id.object(), vec![id.to_string()], what);
         }

@@ -75,14 +75,14 @@ impl Repository {
     pub(crate) async fn census(&self) -> Result<Census> {
         let listed = self.listed().await?;
         let mut census = Census::default();
-        let each = |_, manifest| match manifest {
+        let each = |_, summary| match summary {
             Err(Error::NoSuchBackup { .. }) => Ok(()),
-            manifest => {
-                census.add(manifest?, &self.sealer);
+            summary => {
+                census.add(summary?);
                 Ok(())
             }
         };
-        self.each_manifest(&listed, each).await?;
+        self.each_summary(&listed, each).await?;
         Ok(census)
     }
 }

@@ -144,9 +144,16 @@ fn parse_backup_name(name: &str) -> Option<(u64, u64)> {
 
 /// Lower-case hex digits, exactly so many.
 pub(crate) fn parse_hex(text: &str, digits: usize) -> Option<u128> {
-    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    let fits = text.len() == digits && text.bytes().all(is_hex);
-    u128::from_str_radix(text, 16).ok().filter(|_| fits)
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    debug_assert!((1..=32).contains(&digits));
+    if text.len() != digits {
+        return None;
+    }
+    text.bytes().try_fold(0, |number, byte| Some(number << 4 | u128::from(digit(byte)?)))
 }
 
 /// Decimal digits without leading zeros.
@@ -158,17 +165,21 @@ pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
 /// A path that a checkpoint can hold: see docs/format.md, "Directory". Nothing else is ever written
 /// below a target.
 pub(crate) fn check_path(path: &str) -> Result<()> {
-    let parts: Vec<_> = path.split('/').collect();
     let number = |text: &str| parse_decimal(text).is_some();
-    let known = match &parts[..] {
-        ["CATALOG" | "CHECKPOINT"] => true,
-        ["journal", name] => {
+    // One more than any path has.
+    let mut parts = path.split('/');
+    let parts = [(); 5].map(|()| parts.next());
+    let known = match parts {
+        [Some("CATALOG" | "CHECKPOINT"), None, ..] => true,
+        [Some("journal"), Some(name), None, ..] => {
             let digits = name.strip_suffix(".jnl");
             digits.is_some_and(|d| d.len() == 20 && d.bytes().all(|b| b.is_ascii_digit()))
         }
-        ["partitions", tree, "current"] => number(tree),
-        ["partitions", tree, "tables" | "blobs", id] => number(tree) && number(id),
-        ["partitions", tree, version] => {
+        [Some("partitions"), Some(tree), Some("current"), None, _] => number(tree),
+        [Some("partitions"), Some(tree), Some("tables" | "blobs"), Some(id), None] => {
+            number(tree) && number(id)
+        }
+        [Some("partitions"), Some(tree), Some(version), None, _] => {
             number(tree) && version.strip_prefix('v').is_some_and(number)
         }
         _ => false,

@@ -34,6 +34,7 @@ mod buffers;
 mod census;
 mod check;
 mod drill;
+mod envelope;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;

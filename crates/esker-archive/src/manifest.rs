@@ -4,20 +4,20 @@
 //! keyspace and none comes twice, its lengths agree with each other, each tree belongs to one partition,
 //! and decoding it takes memory in proportion to what is stored, whatever it claims.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read as _;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
+use crate::envelope::Envelope;
 use crate::error::{Error, Result};
 use crate::layout::{BackupId, PIECE_BYTES, PIECES_MAX, check_directory, check_path, parse_hex};
 use crate::piece;
-use crate::seal::{Nonce, Sealer};
+use crate::seal::Sealer;
 
-const MAGIC: &[u8; 8] = b"ESKRBKP\0";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 48;
+const ENVELOPE: Envelope = Envelope { magic: b"ESKRBKP\0", version: 1, called: "manifest" };
 /// Unpacked, a manifest is no longer: some ten million files.
 const JSON_BYTES_MAX: u64 = 2 << 30;
 /// As stored, it is no longer: what does not compress of a list is less than half of it.
@@ -81,7 +81,7 @@ impl Manifest {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Body {
+struct Body<'a> {
     created_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     label: Option<String>,
@@ -89,40 +89,50 @@ struct Body {
     left_out: Vec<String>,
     added_bytes: u64,
     directories: Vec<String>,
-    files: Vec<Entry>,
+    #[serde(borrow)]
+    files: Vec<Entry<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
-    path: String,
+struct Entry<'a> {
+    #[serde(borrow)]
+    path: Cow<'a, str>,
     bytes: u64,
-    xxh3: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    partition: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    inline: Option<String>,
+    #[serde(borrow)]
+    xxh3: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    partition: Option<Text<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    inline: Option<Text<'a>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pieces: Vec<u64>,
 }
 
+impl<'a> Entry<'a> {
+    fn of(file: &'a File) -> Self {
+        let (inline, pieces) = match &file.content {
+            Content::Inline(bytes) => (Some(Text(to_hex(bytes).into())), Vec::new()),
+            Content::Pieces(pieces) => (None, pieces.clone()),
+        };
+        Self {
+            path: file.path.as_str().into(),
+            bytes: file.bytes,
+            xxh3: format!("{:032x}", file.xxh3).into(),
+            partition: file.partition.as_deref().map(|name| Text(name.into())),
+            inline,
+            pieces,
+        }
+    }
+}
+
+/// Not copied out of the list unless it is escaped there, also where it may be missing.
+#[derive(Serialize, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl Manifest {
     /// Refuses a list that is too long for any reader.
     pub(crate) fn encode(&self, sealer: &Sealer) -> Result<Vec<u8>> {
-        let entry = |file: &File| {
-            let (inline, pieces) = match &file.content {
-                Content::Inline(bytes) => (Some(to_hex(bytes)), Vec::new()),
-                Content::Pieces(pieces) => (None, pieces.clone()),
-            };
-            Entry {
-                path: file.path.clone(),
-                bytes: file.bytes,
-                xxh3: format!("{:032x}", file.xxh3),
-                partition: file.partition.clone(),
-                inline,
-                pieces,
-            }
-        };
         let body = Body {
             created_ms: self.created_ms,
             label: self.label.clone(),
@@ -130,7 +140,7 @@ impl Manifest {
             left_out: self.left_out.clone(),
             added_bytes: self.added_bytes,
             directories: self.directories.clone(),
-            files: self.files.iter().map(entry).collect(),
+            files: self.files.iter().map(Entry::of).collect(),
         };
         let json = serde_json::to_vec(&body).expect("plain values have a JSON");
         let object = Self::wrap(self.id, &json, sealer);
@@ -143,50 +153,22 @@ impl Manifest {
 
     /// The object of a list.
     pub(crate) fn wrap(id: BackupId, json: &[u8], sealer: &Sealer) -> Vec<u8> {
-        let nonce = sealer.nonce();
-        let sealed = sealer.seal(pack(json).into(), nonce, 0, id.object().as_ref().as_bytes());
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&u32::from(sealer.is_sealing()).to_le_bytes());
-        bytes.extend_from_slice(&nonce);
-        let check = check_of(id, &bytes, &sealed);
-        bytes.extend_from_slice(&check.to_le_bytes());
-        bytes.extend_from_slice(&sealed);
-        bytes
+        ENVELOPE.wrap(&id.object(), pack(json).into(), sealer)
     }
 
     /// Parses and checks the manifest of `id`.
     pub(crate) fn decode(id: BackupId, bytes: &[u8], sealer: &Sealer) -> Result<Self> {
         let object = id.object().to_string();
         let corrupt = |what: &str| Error::corrupt(&object, what);
-        let Some((header, sealed)) = bytes.split_at_checked(HEADER_BYTES) else {
-            return Err(corrupt("it is cut short"));
-        };
-        if &header[..8] != MAGIC {
-            return Err(corrupt("it does not begin as a manifest does"));
-        }
-        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));
-        if u32_at(8) != VERSION {
-            return Err(Error::UnsupportedFormat { object, found: u32_at(8), supported: VERSION });
-        }
-        if check_of(id, &header[..32], sealed).to_le_bytes() != header[32..] {
-            return Err(corrupt("it does not match its check"));
-        }
-        if u32_at(12) != u32::from(sealer.is_sealing()) {
-            return Err(corrupt("it is encrypted and its repository is not, or the reverse"));
-        }
-        let nonce: Nonce = header[16..32].try_into().expect("sixteen");
-        let packed = sealer.open(sealed, nonce, 0, id.object().as_ref().as_bytes());
-        let packed = packed.ok_or_else(|| corrupt("it does not open with the key"))?;
+        let packed = ENVELOPE.open(&id.object(), bytes, sealer)?;
         let json = unpack(&packed).ok_or_else(|| corrupt("it does not decompress"))?;
-        let body: Body = serde_json::from_slice(&json)
+        let body: Body<'_> = serde_json::from_slice(&json)
             .map_err(|e| corrupt(&format!("its list cannot be read: {e}")))?;
         Self::check(id, body).map_err(|what| corrupt(&what))
     }
 
-    fn check(id: BackupId, mut body: Body) -> std::result::Result<Self, String> {
-        let mut paths = BTreeSet::new();
+    fn check(id: BackupId, mut body: Body<'_>) -> std::result::Result<Self, String> {
+        let mut paths = HashSet::with_capacity(body.files.len());
         let mut total = 0_u64;
         let mut files = Vec::with_capacity(body.files.len());
         for entry in std::mem::take(&mut body.files) {
@@ -211,7 +193,7 @@ impl Manifest {
 }
 
 /// Partitions as a checkpoint lists them: names that can be, sorted, each once.
-fn check_names(body: &Body) -> std::result::Result<(), String> {
+fn check_names(body: &Body<'_>) -> std::result::Result<(), String> {
     for names in [&body.partitions, &body.left_out] {
         let wrong = |name: &&String| !(1..=255).contains(&name.len()) || name.contains(['/', '\0']);
         if let Some(name) = names.iter().find(wrong) {
@@ -272,12 +254,12 @@ fn check_directories(
     Ok(())
 }
 
-fn check_entry(entry: Entry) -> std::result::Result<File, String> {
+fn check_entry(entry: Entry<'_>) -> std::result::Result<File, String> {
     check_path(&entry.path).map_err(|e| e.to_string())?;
     let xxh3 = parse_hex(&entry.xxh3, 32).ok_or("its hash is none")?;
     let content = match entry.inline {
         Some(_) if !entry.pieces.is_empty() => return Err("it is here and elsewhere".into()),
-        Some(text) => {
+        Some(Text(text)) => {
             let bytes = from_hex(&text).ok_or("its content is not pairs of hex digits")?;
             if bytes.len() as u64 != entry.bytes || xxh3_128(&bytes) != xxh3 {
                 return Err("its content is another one".into());
@@ -298,16 +280,8 @@ fn check_entry(entry: Entry) -> std::result::Result<File, String> {
             Content::Pieces(entry.pieces)
         }
     };
-    Ok(File { path: entry.path, bytes: entry.bytes, xxh3, partition: entry.partition, content })
-}
-
-/// Bound to the name: a manifest under another name is not that backup.
-fn check_of(id: BackupId, header: &[u8], sealed: &[u8]) -> u128 {
-    let mut hash = Xxh3::new();
-    hash.update(id.object().as_ref().as_bytes());
-    hash.update(header);
-    hash.update(sealed);
-    hash.digest128()
+    let partition = entry.partition.map(|Text(name)| name.into_owned());
+    Ok(File { path: entry.path.into_owned(), bytes: entry.bytes, xxh3, partition, content })
 }
 
 /// The longest list that so many stored bytes may unpack to.
@@ -472,7 +446,7 @@ pub(crate) mod tests {
             manifest.files.extend((1..=count).map(file));
             let bytes = manifest.encode(&sealer).unwrap();
             assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
-            let packed = &bytes[HEADER_BYTES..];
+            let packed = &bytes[crate::envelope::HEADER_BYTES..];
             let unpacked = unpack(packed).unwrap().len() as u64;
             assert!(unpacked <= unpacked_bytes_max(packed.len() as u64));
             sizes.push(unpacked / packed.len() as u64);

@@ -11,17 +11,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use object_store::path::Path;
 use serde::Serialize;
-use xxhash_rust::xxh3::Xxh3Default;
 
+use crate::envelope::{Envelope, HEADER_BYTES};
 use crate::error::{Error, Result};
 use crate::layout::{self, ProofId};
 use crate::piece::Place;
 use crate::repository::{Repository, now_ms};
-use crate::seal::{Nonce, Sealer, TAG_BYTES};
+use crate::seal::{Sealer, TAG_BYTES};
 
-const MAGIC: &[u8; 8] = b"ESKRPRF\0";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 48;
+const ENVELOPE: Envelope = Envelope { magic: b"ESKRPRF\0", version: 1, called: "proof" };
 /// Unsealed, a body is no longer: eight million pieces. What was proved longest ago is left out.
 const BODY_BYTES_MAX: usize = 64 << 20;
 const GROUP_BYTES: usize = 12;
@@ -268,50 +266,13 @@ fn encode(id: ProofId, groups: &[Group], sealer: &Sealer) -> Vec<u8> {
         body.extend_from_slice(&(keys.len() as u32).to_le_bytes());
         keys.iter().for_each(|key| body.extend_from_slice(&key.to_le_bytes()));
     }
-    let nonce = sealer.nonce();
-    let sealed = sealer.seal(body.into(), nonce, 0, id.object().as_ref().as_bytes());
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + sealed.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&u32::from(sealer.is_sealing()).to_le_bytes());
-    bytes.extend_from_slice(&nonce);
-    let check = check_of(id, &bytes, &sealed);
-    bytes.extend_from_slice(&check.to_le_bytes());
-    bytes.extend_from_slice(&sealed);
-    bytes
-}
-
-fn check_of(id: ProofId, header: &[u8], sealed: &[u8]) -> u128 {
-    let object = id.object();
-    let mut hasher = Xxh3Default::new();
-    [object.as_ref().as_bytes(), header, sealed].iter().for_each(|part| hasher.update(part));
-    hasher.digest128()
+    ENVELOPE.wrap(&id.object(), body.into(), sealer)
 }
 
 /// Parses and checks a proof.
 fn decode(id: ProofId, bytes: &[u8], sealer: &Sealer) -> Result<Vec<Group>> {
-    let corrupt = |what: &str| Error::corrupt(id.object(), what);
-    let Some((header, sealed)) = bytes.split_at_checked(HEADER_BYTES) else {
-        return Err(corrupt("it is cut short"));
-    };
-    if &header[..8] != MAGIC {
-        return Err(corrupt("it does not begin as a proof does"));
-    }
-    let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four"));
-    if check_of(id, &header[..32], sealed).to_le_bytes() != header[32..] {
-        return Err(corrupt("it does not match its check"));
-    }
-    if u32_at(8) != VERSION {
-        let object = id.object().to_string();
-        return Err(Error::UnsupportedFormat { object, found: u32_at(8), supported: VERSION });
-    }
-    if u32_at(12) != u32::from(sealer.is_sealing()) {
-        return Err(corrupt("it is encrypted and its repository is not, or the reverse"));
-    }
-    let nonce: Nonce = header[16..32].try_into().expect("sixteen");
-    let body = sealer.open(sealed, nonce, 0, id.object().as_ref().as_bytes());
-    let body = body.ok_or_else(|| corrupt("it does not open with the key"))?;
-    groups_of(id, &body).ok_or_else(|| corrupt("its list is none"))
+    let body = ENVELOPE.open(&id.object(), bytes, sealer)?;
+    groups_of(id, &body).ok_or_else(|| Error::corrupt(id.object(), "its list is none"))
 }
 
 fn groups_of(id: ProofId, mut body: &[u8]) -> Option<Vec<Group>> {

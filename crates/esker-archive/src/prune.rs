@@ -318,11 +318,11 @@ impl<'a> Prune<'a> {
         let known: HashSet<_> = census.backups().iter().map(|backup| backup.id).collect();
         let mut added = repository.listed().await?;
         added.retain(|listed| !known.contains(&listed.id));
-        let each = |_, manifest: Result<_>| {
-            census.add(manifest?, &repository.sealer);
+        let each = |_, summary: Result<_>| {
+            census.add(summary?);
             Ok(())
         };
-        repository.each_manifest(&added, each).await?;
+        repository.each_summary(&added, each).await?;
         let staying = self.staying(leases, census);
         let mut doomed = Vec::new();
         let (mut young_pieces, mut young_bytes) = (0, 0);

@@ -15,6 +15,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
+use crate::census::Summary;
 use crate::error::{Error, Result};
 use crate::layout::{self, BackupId};
 use crate::manifest::{self, Manifest};
@@ -310,12 +311,12 @@ impl Repository {
         })
     }
 
-    /// Hands over the manifests of these backups, in this order, each with what came of it. Several are
-    /// fetched at once and decoded by all processors; no more than those are in memory.
-    pub(crate) async fn each_manifest(
+    /// Hands over what the manifests of these backups name, in this order, each with what came of it.
+    /// Several are fetched at once and decoded by all processors; no more than those are in memory.
+    pub(crate) async fn each_summary(
         &self,
         listed: &[Listed],
-        mut each: impl FnMut(BackupId, Result<Manifest>) -> Result<()>,
+        mut each: impl FnMut(BackupId, Result<Summary>) -> Result<()>,
     ) -> Result<()> {
         let ids: Vec<_> = listed.iter().map(|backup| backup.id).collect();
         let decoders = std::thread::available_parallelism().map_or(2, usize::from);
@@ -324,12 +325,15 @@ impl Repository {
             .buffered(MANIFESTS_AT_ONCE)
             .map(async |(id, bytes)| {
                 let sealer = self.sealer.clone();
-                let decode = move || Manifest::decode(id, &bytes?, &sealer);
+                let decode = move || {
+                    let manifest = Manifest::decode(id, &bytes?, &sealer)?;
+                    Ok(Summary::of(manifest, &sealer))
+                };
                 (id, blocking(decode).await)
             })
             .buffered(decoders);
-        while let Some((id, manifest)) = decoded.next().await {
-            each(id, manifest)?;
+        while let Some((id, summary)) = decoded.next().await {
+            each(id, summary)?;
         }
         Ok(())
     }

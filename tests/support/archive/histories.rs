@@ -28,12 +28,14 @@ use tempfile::TempDir;
 
 use super::rules::{Dated, Rules};
 use super::source::{Kept, Source};
-use super::stage::{Client, Faults, Stage};
+use super::stage::{Client, Faults, Moment, Stage};
 use crate::random::Seeded;
 use crate::store::{Content, open_content};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Of so many histories one is of files that are longer than a piece: it takes a hundred times as long.
+const HUGE_ONE_IN: u64 = 100;
 
 /// How often what happened, by name.
 pub type Tally = BTreeMap<&'static str, u64>;
@@ -120,8 +122,10 @@ impl History {
         let options = if is_encrypted { options.key(Key::generate()) } else { options };
         let old_handle = Repository::create_in(stage.calm(), "", options.clone()).expect("create");
         let count = 1 + u64::from(random.one_in(4));
+        let is_huge = random.one_in(HUGE_ONE_IN);
         let path = |number: u64| directory.path().join(format!("source {number}"));
-        let sources = (0..count).map(|number| Source::new(path(number), &mut random)).collect();
+        let source = |number| Source::new(path(number), is_huge, &mut random);
+        let sources = (0..count).map(source).collect();
         let mut history = Self {
             random,
             directory,
@@ -138,6 +142,9 @@ impl History {
             tally: Tally::new(),
             log: Vec::new(),
         };
+        if is_huge {
+            history.note("histories of files in several pieces", "");
+        }
         history.note("histories", format!("local {is_local}, encrypted {is_encrypted}"));
         history
     }
@@ -773,13 +780,23 @@ impl History {
 impl History {
     /// Something else happens, from its beginning to its end, in the middle of something.
     fn meet(&mut self) {
-        // Time enough for those who are gone, so that nobody waits for them.
-        self.stage.advance(20 * MINUTE);
-        let at = self.random.below(45);
+        // Time enough for those who are gone, so that nobody waits for them, and often for whatever is
+        // named by nobody.
+        self.stage.advance(if self.random.one_in(2) { 20 * MINUTE } else { 2 * DAY });
+        let request = Moment::Request(self.random.below(45));
+        let is_close = self.random.one_in(2);
         match self.random.below(3) {
-            0 => self.prune_during_push(at),
-            1 => self.prune_during_restore(at),
-            _ => self.push_during_prune(at),
+            0 => {
+                let root = *self.random.pick(&["leases/", "files/", "backups/"]);
+                let close = Moment::Put(root);
+                self.prune_during_push(if is_close { close } else { request });
+            }
+            1 => self.prune_during_restore(request),
+            _ => {
+                let root = *self.random.pick(&["backups/", "files/"]);
+                let close = Moment::Delete(root);
+                self.push_during_prune(if is_close { close } else { request });
+            }
         }
         let listed = self.stage.objects("backups");
         self.backups.retain(|object, _| listed.contains(object));
@@ -808,14 +825,19 @@ impl History {
         (hook, ended)
     }
 
-    fn judge_met(&mut self, what: &'static str, at: u64, ended: Option<esker_archive::Result<()>>) {
-        self.note(what, format!("at {at}: {ended:?}"));
+    fn judge_met(
+        &mut self,
+        what: &'static str,
+        at: Moment,
+        ended: Option<esker_archive::Result<()>>,
+    ) {
+        self.note(what, format!("{at:?}: {ended:?}"));
         if let Some(Err(error)) = ended {
             assert!(!self.scars.is_empty(), "nothing was in the way: {error}");
         }
     }
 
-    fn prune_during_push(&mut self, at: u64) {
+    fn prune_during_push(&mut self, at: Moment) {
         let parcel = self.draw_parcel(true);
         let kept = parcel.kept.clone().expect("a directory");
         let (hook, ended) = self.pruning_hook();
@@ -841,7 +863,7 @@ impl History {
         }
     }
 
-    fn prune_during_restore(&mut self, at: u64) {
+    fn prune_during_restore(&mut self, at: Moment) {
         let Some((object, id)) = self.draw_backup() else { return };
         let content = Arc::clone(&self.backups[&object].content);
         let (hook, ended) = self.pruning_hook();
@@ -860,7 +882,7 @@ impl History {
         self.judge_met("prunes during restores", at, ended);
     }
 
-    fn push_during_prune(&mut self, at: u64) {
+    fn push_during_prune(&mut self, at: Moment) {
         let parcel = self.draw_parcel(true);
         let (path, options) = (parcel.kept.clone().expect("a directory").path, parcel.options());
         let rules = Rules::draw(&mut self.random);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use esker::{Config, Keyspace, PartitionOptions};
+use esker::{Config, Keyspace, Partition, PartitionOptions};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::random::Seeded;
@@ -23,6 +23,8 @@ pub struct Source {
     pub content: Content,
     directory: PathBuf,
     checkpoints: u64,
+    /// Whether it has files of several pieces.
+    is_huge: bool,
 }
 
 /// A checkpoint that is at hand.
@@ -34,7 +36,7 @@ pub struct Kept {
 }
 
 impl Source {
-    pub fn new(directory: PathBuf, random: &mut Seeded) -> Self {
+    pub fn new(directory: PathBuf, is_huge: bool, random: &mut Seeded) -> Self {
         fs::create_dir(&directory).expect("a new directory");
         let keyspace = Config::new(directory.join("keyspace"))
             .journal_segment_bytes(64 << 10)
@@ -42,8 +44,12 @@ impl Source {
             .worker_threads(1)
             .open()
             .expect("open");
-        let mut source = Self { keyspace, content: Content::new(), directory, checkpoints: 0 };
+        let (content, checkpoints) = (Content::new(), 0);
+        let mut source = Self { keyspace, content, directory, checkpoints, is_huge };
         source.write(random);
+        if is_huge {
+            source.write_huge(random);
+        }
         source
     }
 
@@ -52,6 +58,9 @@ impl Source {
         for _ in 0..=random.below(2) {
             let name = *random.pick(&NAMES);
             self.write_to(name, random);
+        }
+        if self.is_huge && random.one_in(3) {
+            self.write_huge(random);
         }
         if random.one_in(12) {
             let name = *random.pick(&NAMES);
@@ -63,10 +72,24 @@ impl Source {
         }
     }
 
-    fn write_to(&mut self, name: &str, random: &mut Seeded) {
+    /// A value that is longer than a piece of a backup, and so are the files that hold it.
+    fn write_huge(&mut self, random: &mut Seeded) {
+        let name = *random.pick(&["tables", "values"]);
+        let bytes = (33 << 20) + random.below(2 << 20);
+        let value = random.bytes(bytes as usize);
+        self.partition(name).insert("huge", &value).expect("insert");
+        self.content.entry(name.to_owned()).or_default().insert(b"huge".to_vec(), value);
+        self.keyspace.flush().expect("flush");
+    }
+
+    fn partition(&self, name: &str) -> Partition {
         let separated = (name == "values").then_some(512);
         let options = PartitionOptions::default().separate_values_from(separated);
-        let partition = self.keyspace.partition(name, options).expect("a partition");
+        self.keyspace.partition(name, options).expect("a partition")
+    }
+
+    fn write_to(&mut self, name: &str, random: &mut Seeded) {
+        let partition = self.partition(name);
         let entries = self.content.entry(name.to_owned()).or_default();
         if random.one_in(15) {
             partition.clear().expect("clear");

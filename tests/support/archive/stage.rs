@@ -62,8 +62,30 @@ pub struct Faults {
     pub killed_at: Option<u64>,
 }
 
-/// What is done before request number so and so.
+/// What is done before a request.
 pub type Hook = Box<dyn FnOnce() + Send>;
+
+/// Before which request of a client something else happens.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The one of this number.
+    Request(u64),
+    /// The first that puts something below this root.
+    Put(&'static str),
+    /// The first that removes something below it.
+    Delete(&'static str),
+}
+
+impl Moment {
+    fn is_now(self, number: u64, kind: &str, object: &Path) -> bool {
+        let is_of = |wanted: &str, root: &str| kind == wanted && object.as_ref().starts_with(root);
+        match self {
+            Self::Request(at) => at == number,
+            Self::Put(root) => is_of("put", root),
+            Self::Delete(root) => is_of("delete", root),
+        }
+    }
+}
 
 /// A connection to the stage.
 pub struct Client(Arc<State>);
@@ -75,7 +97,7 @@ struct State {
     seen: Mutex<HashMap<String, u64>>,
     lies: AtomicU64,
     probes: AtomicU64,
-    hook: Mutex<Option<(u64, Hook)>>,
+    hook: Mutex<Option<(Moment, Hook)>>,
     /// Called when this client waits for another; then its waiting does not move the clock.
     waits: Mutex<Option<Hook>>,
     is_patient: bool,
@@ -130,10 +152,10 @@ impl Stage {
         self.client(Faults::default())
     }
 
-    /// One without faults that does this before its request number `at`.
+    /// One without faults that does this then.
     pub fn with_hook(
         self: &Arc<Self>,
-        at: u64,
+        at: Moment,
         hook: impl FnOnce() + Send + 'static,
     ) -> Arc<Client> {
         self.build(Faults::default(), Some((at, Box::new(hook))), None)
@@ -147,7 +169,7 @@ impl Stage {
     fn build(
         self: &Arc<Self>,
         faults: Faults,
-        hook: Option<(u64, Hook)>,
+        hook: Option<(Moment, Hook)>,
         waits: Option<Hook>,
     ) -> Arc<Client> {
         Arc::new(Client(Arc::new(State {
@@ -291,7 +313,8 @@ impl State {
         let number = self.requests.fetch_add(1, Ordering::SeqCst);
         let hook = {
             let mut hook = self.hook.lock().unwrap();
-            if hook.as_ref().is_some_and(|(at, _)| *at == number) { hook.take() } else { None }
+            let is_now = hook.as_ref().is_some_and(|(at, _)| at.is_now(number, kind, object));
+            if is_now { hook.take() } else { None }
         };
         if let Some((_, hook)) = hook {
             hook();

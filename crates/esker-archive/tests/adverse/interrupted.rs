@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use esker::Keyspace;
 use esker_archive::{Error, ErrorKind, RepositoryOptions, RestoreOptions, RestoreReport};
 
-use crate::scene::{Kind, Scene, assert_exact, files_below};
+use crate::scene::{Kind, Scene, assert_exact, copy_tree, files_below};
 
 const MIB: u64 = 1 << 20;
 /// Tables, the manifest and what compresses take less than that.
@@ -191,6 +191,33 @@ fn a_delta_that_is_killed_at_any_request_writes_to_no_file_of_the_old_target() {
         }
     }
     assert!(killed >= 5, "{killed}");
+}
+
+#[test]
+fn a_delta_that_is_killed_behind_the_exchange_has_brought_the_backup() {
+    let scene = Scene::new(ENTRIES);
+    let repository = scene.objects.repository();
+    repository.restore(scene.backups[0], scene.at("target"), options()).unwrap();
+    copy_tree(&scene.at("target"), &scene.at("old"));
+    // Where it works is where it leaves what was there before.
+    let killed = (0..).find(|at| {
+        kill(&scene, "target", *at, true).unwrap_err();
+        scene.unfinished("target").is_some()
+    });
+    killed.unwrap();
+    let unfinished = scene.unfinished("target").unwrap();
+    resume(&scene, "target", options().delta(true));
+    // The exchange is made, and some of what was there before is left.
+    copy_tree(&scene.at("old"), &unfinished);
+    fs::remove_file(unfinished.join("CATALOG")).unwrap();
+    assert_exact(&scene.at("target"), &scene.checkpoints[1]);
+    let again = resume(&scene, "target", options().delta(true));
+    assert_eq!(again.fetched_bytes, 0, "{again:?}");
+    // Nor is it in the way of another restore to that name.
+    copy_tree(&scene.at("old"), &unfinished);
+    fs::remove_dir_all(scene.at("target")).unwrap();
+    let anew = resume(&scene, "target", options());
+    assert_eq!(anew.resumed_bytes, 0, "{anew:?}");
 }
 
 #[test]

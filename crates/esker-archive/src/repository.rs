@@ -331,7 +331,7 @@ impl Repository {
                 };
                 (id, blocking(decode).await)
             })
-            .buffered(decoders);
+            .buffered(2 * decoders);
         while let Some((id, summary)) = decoded.next().await {
             each(id, summary)?;
         }

@@ -6,35 +6,19 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use esker::{Config, Keyspace};
+use esker::Keyspace;
 use esker_archive::{Key, PushOptions, Repository, RepositoryOptions, Result};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::forge::{Backup, Piece, files_below};
+use super::forge::{Backup, Piece};
+use crate::content::{copy_tree, files_below};
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// What is copied.
 struct Sound {
     dir: tempfile::TempDir,
-}
-
-/// The entries of each partition.
-pub type Content = Vec<(String, Vec<(Vec<u8>, Vec<u8>)>)>;
-
-pub fn content(path: &Path) -> Content {
-    let keyspace = Config::new(path).read_only(true).open().unwrap();
-    let read = |name: String| {
-        let partition = keyspace.open_partition(&name).unwrap().unwrap();
-        let entries = partition.iter().unwrap().map(|entry| {
-            let (key, value) = entry.unwrap();
-            (key.to_vec(), value.to_vec())
-        });
-        let entries = entries.collect();
-        (name, entries)
-    };
-    keyspace.partitions().into_iter().map(read).collect()
 }
 
 fn key() -> Key {
@@ -213,17 +197,5 @@ impl Scene {
             }
         }
         found
-    }
-}
-
-pub fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use esker::Keyspace;
 use esker_archive::{CheckOptions, CheckReport, Error, PushOptions, Repository, RestoreOptions};
 
+use crate::content::{files_below, noise};
+
 /// A repository in a directory, with two backups of a keyspace.
 struct Scene {
     dir: tempfile::TempDir,
@@ -23,8 +25,7 @@ impl Scene {
         for round in 0..2_u8 {
             let partition = keyspace.partition("p", Default::default()).unwrap();
             for key in 0..400_u32 {
-                let value: Vec<u8> = (0..8).flat_map(|_| rand::random::<[u8; 16]>()).collect();
-                partition.insert([&[round], &key.to_be_bytes()[..]].concat(), value).unwrap();
+                partition.insert([&[round], &key.to_be_bytes()[..]].concat(), noise(128)).unwrap();
             }
             keyspace.flush().unwrap();
             backups.push(repository.push(&keyspace, PushOptions::default()).unwrap().backup);
@@ -36,16 +37,8 @@ impl Scene {
         self.repository.check(CheckOptions::default().read_data(share)).unwrap()
     }
 
-    /// Objects below a name, sorted.
     fn objects(&self, below: &str) -> Vec<PathBuf> {
-        let (mut found, mut pending) = (Vec::new(), vec![self.path(below)]);
-        while let Some(dir) = pending.pop() {
-            for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-                if entry.is_dir() { pending.push(entry) } else { found.push(entry) }
-            }
-        }
-        found.sort();
-        found
+        files_below(&self.path(below))
     }
 
     fn path(&self, name: impl AsRef<Path>) -> PathBuf {

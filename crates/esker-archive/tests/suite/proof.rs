@@ -5,105 +5,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use esker::Keyspace;
 use esker_archive::{
     CheckOptions, CheckReport, Key, Policy, PruneOptions, PushOptions, Repository,
     RepositoryOptions,
 };
-use futures::stream::BoxStream;
-use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result,
-};
 
-/// Objects in memory, with a record of which were read and how many were written.
+use crate::content::noise;
+use crate::objects::{DAY, Kind, Objects, refused};
+
+/// What happens to the requests, and what they were.
 #[derive(Debug, Default)]
 struct Shelf {
-    objects: InMemory,
     read: Mutex<BTreeSet<String>>,
     writes: AtomicU64,
-    deletes: AtomicU64,
     /// Nothing may be written, or nothing removed.
     read_only: AtomicBool,
     keeps: AtomicBool,
-    /// Seconds that everything is older than it is.
-    age_secs: AtomicU64,
 }
 
-impl std::fmt::Display for Shelf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shelf")
-    }
-}
-
-fn denied(path: &Path) -> Error {
-    Error::PermissionDenied { path: path.to_string(), source: "it only reads".into() }
-}
-
-#[async_trait]
-impl ObjectStore for Shelf {
-    async fn put_opts(&self, at: &Path, body: PutPayload, how: PutOptions) -> Result<PutResult> {
-        if self.read_only.load(Ordering::SeqCst) {
-            return Err(denied(at));
-        }
-        self.writes.fetch_add(1, Ordering::SeqCst);
-        self.objects.put_opts(at, body, how).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        at: &Path,
-        how: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.objects.put_multipart_opts(at, how).await
-    }
-
-    async fn get_opts(&self, at: &Path, how: GetOptions) -> Result<GetResult> {
-        if !how.head {
-            self.read.lock().unwrap().insert(at.to_string());
-        }
-        self.objects.get_opts(at, how).await
-    }
-
-    fn delete_stream(
-        &self,
-        all: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
-        self.deletes.fetch_add(1, Ordering::SeqCst);
-        if self.read_only.load(Ordering::SeqCst) || self.keeps.load(Ordering::SeqCst) {
-            return all.map(|at| at.and_then(|at| Err(denied(&at)))).boxed();
-        }
-        self.objects.delete_stream(all)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let age = std::time::Duration::from_secs(self.age_secs.load(Ordering::SeqCst));
-        let aged = move |mut meta: ObjectMeta| {
-            // A probe is written to know the time, and so stays as young as it is.
-            if meta.location.as_ref().starts_with("files/") {
-                meta.last_modified -= age;
+impl Shelf {
+    fn meet(&self, kind: Kind, at: &Path) -> object_store::Result<()> {
+        let is = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        match kind {
+            Kind::Put | Kind::Delete => {
+                self.writes.fetch_add(1, Ordering::SeqCst);
+                if is(&self.read_only) || (kind == Kind::Delete && is(&self.keeps)) {
+                    return Err(refused(at));
+                }
             }
-            meta
-        };
-        self.objects.list(prefix).map_ok(aged).boxed()
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.objects.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, how: CopyOptions) -> Result<()> {
-        self.objects.copy_opts(from, to, how).await
+            Kind::Get => _ = self.read.lock().unwrap().insert(at.to_string()),
+            Kind::Head | Kind::List => {}
+        }
+        Ok(())
     }
 }
 
 /// A repository on a shelf, with two backups of several partitions, a piece or two each.
 struct Scene {
+    objects: Arc<Objects>,
     shelf: Arc<Shelf>,
     repository: Repository,
     backups: Vec<String>,
@@ -112,10 +53,11 @@ struct Scene {
 impl Scene {
     fn new(key: Option<Key>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let shelf = Arc::new(Shelf::default());
+        let (objects, shelf) = (Arc::new(Objects::default()), Arc::new(Shelf::default()));
         let options = RepositoryOptions::default().attempts(1);
         let options = key.iter().fold(options, |options, key| options.key(key.clone()));
-        let store = Arc::clone(&shelf) as Arc<dyn ObjectStore>;
+        let meets = Arc::clone(&shelf);
+        let store = objects.store(Arc::new(move |kind, at| meets.meet(kind, at)));
         let repository = Repository::create_in(store, "", options).unwrap();
         let keyspace = Keyspace::open(dir.path().join("db")).unwrap();
         let mut backups = Vec::new();
@@ -124,8 +66,7 @@ impl Scene {
                 let name = format!("{round}-{number}");
                 let partition = keyspace.partition(&name, Default::default()).unwrap();
                 for key in 0..200_u32 {
-                    let value: Vec<u8> = (0..8).flat_map(|_| rand::random::<[u8; 16]>()).collect();
-                    partition.insert(key.to_be_bytes(), value).unwrap();
+                    partition.insert(key.to_be_bytes(), noise(128)).unwrap();
                 }
             }
             keyspace.flush().unwrap();
@@ -136,7 +77,7 @@ impl Scene {
                 keyspace.partition("0-1", Default::default()).unwrap().clear().unwrap();
             }
         }
-        Self { shelf, repository, backups }
+        Self { objects, shelf, repository, backups }
     }
 
     /// The report, and which pieces were read for it.
@@ -149,34 +90,6 @@ impl Scene {
         assert_eq!(read.len() as u64, report.read_pieces);
         (report, read)
     }
-
-    fn objects(&self, below: &str) -> BTreeMap<String, Vec<u8>> {
-        wait(async {
-            let listed: Vec<_> =
-                self.shelf.objects.list(Some(&Path::from(below))).try_collect().await.unwrap();
-            let mut found = BTreeMap::new();
-            for meta in listed {
-                let body = self.shelf.objects.get(&meta.location).await.unwrap();
-                let body = body.bytes().await.unwrap().to_vec();
-                found.insert(meta.location.to_string(), body);
-            }
-            found
-        })
-    }
-
-    fn put(&self, object: &str, body: Vec<u8>) {
-        wait(async {
-            self.shelf.objects.put(&Path::from(object), PutPayload::from(body)).await.unwrap()
-        });
-    }
-
-    fn remove(&self, object: &str) {
-        wait(async { self.shelf.objects.delete(&Path::from(object)).await.unwrap() });
-    }
-}
-
-fn wait<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
 }
 
 fn share(share: f64) -> CheckOptions {
@@ -204,9 +117,9 @@ fn twenty_checks_of_a_twentieth_each_prove_everything() {
             assert_eq!(report.proofs.proved_pieces, all.len() as u64, "round {round}");
             let sum = report.proofs.proved_bytes + report.proofs.never_proved_bytes;
             assert_eq!(sum, report.piece_bytes);
-            assert_eq!(scene.objects("proofs").len(), 1, "each replaces the one before");
+            assert_eq!(scene.objects.contents("proofs").len(), 1, "each replaces the one before");
         }
-        assert_eq!(all, scene.objects("files").into_keys().collect());
+        assert_eq!(all, scene.objects.contents("files").into_keys().collect());
         let proofs = scene.repository.proofs().unwrap();
         assert!(proofs.is_complete() && proofs.warnings.is_empty(), "{proofs:?}");
         // From here on what was proved longest ago comes first, so the oldest moves.
@@ -227,11 +140,11 @@ fn an_encrypted_proof_tells_nothing_of_pieces_and_is_read_by_its_key_alone() {
     scene.check(share(1.0));
     let plain = Scene::new(None);
     plain.check(share(1.0));
-    let sealed = scene.objects("proofs").into_iter().next().unwrap();
-    let open = plain.objects("proofs").into_iter().next().unwrap();
+    let sealed = scene.objects.contents("proofs").into_iter().next().unwrap();
+    let open = plain.objects.contents("proofs").into_iter().next().unwrap();
     // Put where the other one is expected, neither is believed.
-    scene.put(&open.0, open.1);
-    plain.put(&sealed.0, sealed.1);
+    scene.objects.put(&open.0, open.1);
+    plain.objects.put(&sealed.0, sealed.1);
     for scene in [scene, plain] {
         let (report, _) = scene.check(share(0.0));
         assert_eq!((report.proofs.warnings.len(), report.proofs.never_proved_pieces), (1, 0));
@@ -246,8 +159,7 @@ fn two_checks_at_a_time_forget_nothing_of_each_other() {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let store = Arc::clone(&scene.shelf) as Arc<dyn ObjectStore>;
-                    let other = Repository::open_in(store, "", Default::default()).unwrap();
+                    let other = scene.objects.repository();
                     let report = other.check(share(0.1)).unwrap();
                     assert!(report.is_sound() && report.remembered, "{report:?}");
                 });
@@ -263,19 +175,19 @@ fn two_checks_at_a_time_forget_nothing_of_each_other() {
     // The same by hand: each has replaced the one that both had seen.
     let scene = Scene::new(None);
     scene.check(share(0.1));
-    let (name, body) = scene.objects("proofs").into_iter().next().unwrap();
+    let (name, body) = scene.objects.contents("proofs").into_iter().next().unwrap();
     let (_, first) = scene.check(share(0.2));
-    let of_first = scene.objects("proofs").into_iter().next().unwrap();
-    scene.remove(&of_first.0);
-    scene.put(&name, body);
+    let of_first = scene.objects.contents("proofs").into_iter().next().unwrap();
+    scene.objects.remove(&of_first.0);
+    scene.objects.put(&name, body);
     let (_, second) = scene.check(share(0.2));
-    scene.put(&of_first.0, of_first.1);
+    scene.objects.put(&of_first.0, of_first.1);
     let both = scene.repository.proofs().unwrap();
     let (report, _) = scene.check(share(0.0));
     let read: BTreeSet<_> = first.union(&second).collect();
     assert_eq!(both.proved_pieces, report.pieces.div_ceil(10) + read.len() as u64);
     scene.check(share(0.01));
-    assert_eq!(scene.objects("proofs").len(), 1);
+    assert_eq!(scene.objects.contents("proofs").len(), 1);
     assert!(scene.repository.proofs().unwrap().proved_pieces > both.proved_pieces);
 }
 
@@ -283,33 +195,30 @@ fn two_checks_at_a_time_forget_nothing_of_each_other() {
 fn credentials_that_only_read_will_do_and_what_is_not_remembered_is_said() {
     let scene = Scene::new(None);
     scene.check(share(0.3));
-    let known = scene.objects("proofs");
+    let known = scene.objects.contents("proofs");
     let proved = scene.repository.proofs().unwrap().proved_pieces;
     scene.shelf.read_only.store(true, Ordering::SeqCst);
     let (report, read) = scene.check(share(0.3));
     assert!(report.is_sound() && !report.remembered, "{report:?}");
     let why = report.not_remembered.unwrap();
-    assert!(why.contains("proofs/") && why.contains("it only reads"), "{why}");
+    assert!(why.contains("proofs/") && why.contains("refused"), "{why}");
     assert_eq!(report.proofs.proved_pieces, proved + read.len() as u64, "what it has read counts");
-    assert_eq!(scene.objects("proofs"), known);
+    assert_eq!(scene.objects.contents("proofs"), known);
     // Asked not to, it does not even try.
     scene.shelf.read_only.store(false, Ordering::SeqCst);
-    let requests = || {
-        let shelf = &scene.shelf;
-        (shelf.writes.load(Ordering::SeqCst), shelf.deletes.load(Ordering::SeqCst))
-    };
+    let requests = || scene.shelf.writes.load(Ordering::SeqCst);
     let before = requests();
     let (report, _) = scene.check(share(0.3).remember(false));
     assert!(!report.remembered && report.not_remembered.is_none(), "{report:?}");
     scene.check(share(0.0));
-    assert_eq!((requests(), scene.objects("proofs")), (before, known));
+    assert_eq!((requests(), scene.objects.contents("proofs")), (before, known));
     // Without the right to remove, proofs pile up, say the same, and are one again after a prune.
     scene.shelf.keeps.store(true, Ordering::SeqCst);
     for _ in 0..25 {
         let (report, _) = scene.check(share(0.05));
         assert!(report.remembered && report.proofs.warnings.is_empty(), "{report:?}");
     }
-    assert_eq!(scene.objects("proofs").len(), 26);
+    assert_eq!(scene.objects.contents("proofs").len(), 26);
     scene.shelf.keeps.store(false, Ordering::SeqCst);
     let before = scene.repository.proofs().unwrap();
     assert!(before.is_complete(), "{before:?}");
@@ -317,7 +226,7 @@ fn credentials_that_only_read_will_do_and_what_is_not_remembered_is_said() {
         let policy = Policy::default().keep_last(2);
         scene.repository.prune(&policy, PruneOptions::default()).unwrap();
         assert_eq!(
-            (scene.objects("proofs").len(), scene.repository.proofs().unwrap()),
+            (scene.objects.contents("proofs").len(), scene.repository.proofs().unwrap()),
             (left, before.clone())
         );
     }
@@ -327,7 +236,7 @@ fn credentials_that_only_read_will_do_and_what_is_not_remembered_is_said() {
 fn proofs_that_are_not_what_was_written_are_named_and_not_believed() {
     let scene = Scene::new(None);
     scene.check(share(1.0));
-    let (name, whole) = scene.objects("proofs").into_iter().next().unwrap();
+    let (name, whole) = scene.objects.contents("proofs").into_iter().next().unwrap();
     let mut rotten = whole.clone();
     rotten[70] ^= 1;
     let far = "proofs/99999999999999999999-0000000000000000";
@@ -346,8 +255,8 @@ fn proofs_that_are_not_what_was_written_are_named_and_not_believed() {
         (name.as_str(), b"something else that is long enough for a header".repeat(2), "begin"),
         (later.as_str(), whole.clone(), "future"),
     ] {
-        scene.remove(&name);
-        scene.put(at, body);
+        scene.objects.remove(&name);
+        scene.objects.put(at, body);
         let (report, _) = scene.check(share(0.0));
         assert!(report.is_sound(), "it is no problem of a backup: {report:?}");
         let [warning] = &report.proofs.warnings[..] else { panic!("{report:?}") };
@@ -356,14 +265,14 @@ fn proofs_that_are_not_what_was_written_are_named_and_not_believed() {
         // The next one that is written takes its place.
         let (report, _) = scene.check(share(0.5));
         assert_eq!(report.proofs.proved_pieces, report.read_pieces);
-        let objects = scene.objects("proofs");
+        let objects = scene.objects.contents("proofs");
         assert!(objects.len() == 1 && !objects.contains_key(at), "{:?}", objects.keys());
-        scene.remove(objects.keys().next().unwrap());
-        scene.put(&name, whole.clone());
+        scene.objects.remove(objects.keys().next().unwrap());
+        scene.objects.put(&name, whole.clone());
     }
     // What is no proof by its name is nobody's.
-    scene.put(far, Vec::new());
-    scene.put("proofs/readme", Vec::new());
+    scene.objects.put(far, Vec::new());
+    scene.objects.put("proofs/readme", Vec::new());
     let report = scene.repository.check(share(0.0)).unwrap();
     assert_eq!(report.strays, [far, "proofs/readme"]);
 }
@@ -372,20 +281,20 @@ fn proofs_that_are_not_what_was_written_are_named_and_not_believed() {
 fn a_damaged_piece_is_proved_no_more_and_read_again_at_once() {
     let scene = Scene::new(None);
     scene.check(share(1.0));
-    let (object, whole) = scene.objects("files").into_iter().nth(3).unwrap();
+    let (object, whole) = scene.objects.contents("files").into_iter().nth(3).unwrap();
     let mut rotten = whole.clone();
     rotten[9] ^= 1;
-    scene.put(&object, rotten);
+    scene.objects.put(&object, rotten);
     let (report, _) = scene.check(share(1.0));
     assert_eq!((report.problems.len(), report.proofs.never_proved_pieces), (1, 1));
     for _ in 0..3 {
         let (report, read) = scene.check(share(0.01));
         assert!(read.contains(&object) && report.problems.len() == 1, "{report:?}");
     }
-    scene.remove(&object);
+    scene.objects.remove(&object);
     let (report, _) = scene.check(share(1.0));
     assert_eq!((report.problems.len(), report.proofs.never_proved_pieces), (1, 1));
-    scene.put(&object, whole);
+    scene.objects.put(&object, whole);
     let (report, read) = scene.check(share(0.01));
     assert!(read.contains(&object) && report.is_sound() && report.proofs.is_complete());
 }
@@ -394,15 +303,15 @@ fn a_damaged_piece_is_proved_no_more_and_read_again_at_once() {
 fn the_proof_of_a_piece_that_is_pruned_goes_with_it() {
     let scene = Scene::new(None);
     scene.check(share(1.0));
-    let before = scene.objects("proofs");
-    scene.shelf.age_secs.store(2 * 24 * 60 * 60, Ordering::SeqCst);
+    let before = scene.objects.contents("proofs");
+    scene.objects.advance(2 * DAY);
     let policy = Policy::default().keep_last(1);
     scene.repository.prune(&policy, PruneOptions::default().dry_run(true)).unwrap();
-    assert_eq!(scene.objects("proofs"), before, "nothing is removed by asking");
+    assert_eq!(scene.objects.contents("proofs"), before, "nothing is removed by asking");
     let pruned = scene.repository.prune(&policy, PruneOptions::default()).unwrap();
     assert_eq!(pruned.removed, scene.backups[..1]);
     assert!(pruned.removed_pieces > 0);
-    let after = scene.objects("proofs");
+    let after = scene.objects.contents("proofs");
     let bytes = |proofs: &BTreeMap<String, Vec<u8>>| proofs.values().map(Vec::len).sum::<usize>();
     assert_eq!(bytes(&before) - bytes(&after), 8 * pruned.removed_pieces as usize);
     assert!(after.len() == 1 && after != before);
@@ -410,13 +319,13 @@ fn the_proof_of_a_piece_that_is_pruned_goes_with_it() {
     assert!(proofs.is_complete() && proofs.warnings.is_empty(), "{proofs:?}");
     // With nothing to change it is left as it is.
     scene.repository.prune(&policy, PruneOptions::default()).unwrap();
-    assert_eq!(scene.objects("proofs"), after);
+    assert_eq!(scene.objects.contents("proofs"), after);
     // A check that began before the prune writes down what is gone; the next prune takes it away.
     let (old, body) = before.into_iter().next().unwrap();
-    scene.put(&old, body);
+    scene.objects.put(&old, body);
     scene.repository.prune(&policy, PruneOptions::default()).unwrap();
     assert_eq!(
-        (scene.objects("proofs").len(), bytes(&scene.objects("proofs"))),
+        (scene.objects.contents("proofs").len(), bytes(&scene.objects.contents("proofs"))),
         (1, bytes(&after))
     );
 }

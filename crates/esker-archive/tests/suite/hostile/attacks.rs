@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use esker_archive::ErrorKind;
 use serde_json::{Value, json};
 
-use crate::forge::{Backup, Frame, edit_checkpoint, file, set_inline};
-use crate::scene::{Scene, table};
+use super::forge::{Backup, Frame, edit_checkpoint, file, set_inline};
+use super::scene::{Scene, table};
 
 /// What must come of it. `{manifest}`, `{piece}` and `{unfinished}` stand for the names.
 pub enum Outcome {
@@ -419,7 +419,7 @@ pub fn engines() -> Vec<Attack> {
                 };
                 let entry = file(json, &path);
                 let (old, old_bytes) = (entry["xxh3"].clone(), entry["bytes"].clone());
-                let was = crate::forge::from_hex(entry["inline"].as_str().unwrap());
+                let was = super::forge::from_hex(entry["inline"].as_str().unwrap());
                 set_inline(entry, &content(was));
                 let (new, bytes) = (entry["xxh3"].clone(), entry["bytes"].clone());
                 edit_checkpoint(json, |text| {
@@ -457,7 +457,7 @@ pub fn engines() -> Vec<Attack> {
 fn piece(
     name: &str,
     said: &'static str,
-    change: impl Fn(&mut crate::forge::Piece) + 'static,
+    change: impl Fn(&mut super::forge::Piece) + 'static,
 ) -> Attack {
     attack(name, Outcome::Piece(said), move |scene| {
         let mut piece = scene.read_piece();

@@ -4,26 +4,12 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-/// Every file below a directory, sorted.
-pub fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let (mut found, mut pending) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap()) {
-            if entry.file_type().unwrap().is_dir() {
-                pending.push(entry.path());
-            } else {
-                found.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
-}
+use crate::content::files_below;
 
 /// A manifest's object, in parts.
 #[derive(Clone)]

@@ -12,7 +12,9 @@ use esker_archive::{
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::scene::{DAY, Kind, Scene, assert_exact, assert_sound, content};
+use super::scene::Scene;
+use crate::content::{assert_exact, assert_sound, content};
+use crate::objects::{DAY, Kind};
 
 const SEEDS: u64 = 300;
 /// Nobody waits for so long unless both wait.

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use esker::Keyspace;
 use esker_archive::{Error, ErrorKind, RepositoryOptions, RestoreOptions, RestoreReport};
 
-use crate::scene::{Kind, Scene, assert_exact, copy_tree, files_below};
+use super::scene::Scene;
+use crate::content::{assert_exact, copy_tree, files_below};
+use crate::objects::Kind;
 
 const MIB: u64 = 1 << 20;
 /// Tables, the manifest and what compresses take less than that.

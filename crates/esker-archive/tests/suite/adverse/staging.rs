@@ -6,7 +6,9 @@ use std::sync::Arc;
 use esker::Keyspace;
 use esker_archive::{Error, PushOptions, RepositoryOptions};
 
-use crate::scene::{Kind, Scene, names_in, refused};
+use super::scene::Scene;
+use crate::content::names_in;
+use crate::objects::{Kind, refused};
 
 const LEFT: &str = ".db.esker-push-00000000000000aa";
 const IN_USE: &str = ".db.esker-push-00000000000000ab";

@@ -1,23 +1,20 @@
-//! Stores in memory whose every request is met by the test and whose clock it moves, and a keyspace with
-//! two checkpoints that share one table and differ in another.
+//! A store in memory whose every request is met by the test, and whose clock it moves.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::path::{Path as LocalPath, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use esker::{Config, Keyspace};
-use esker_archive::{BackupId, CheckOptions, PushOptions, Repository, RepositoryOptions};
+use esker_archive::{Repository, RepositoryOptions};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result,
 };
 
 pub const DAY: i64 = 24 * 60 * 60;
@@ -26,6 +23,7 @@ pub const DAY: i64 = 24 * 60 * 60;
 pub enum Kind {
     Put,
     Get,
+    Head,
     Delete,
     List,
 }
@@ -57,10 +55,24 @@ impl Objects {
     }
 
     /// Writes an object as somebody else would.
-    pub fn put(self: &Arc<Self>, object: &str, body: &str) {
+    pub fn put(self: &Arc<Self>, object: &str, body: impl Into<PutPayload>) {
         let (store, object) = (self.store(Arc::new(|_, _| Ok(()))), Path::from(object));
-        let body = PutPayload::from(body.to_owned());
-        block_on(async { store.put_opts(&object, body, Default::default()).await }).unwrap();
+        let put = async { store.put_opts(&object, body.into(), Default::default()).await };
+        block_on(put).unwrap();
+    }
+
+    pub fn remove(&self, object: &str) {
+        block_on(async { self.inner.delete(&Path::from(object)).await }).unwrap();
+    }
+
+    /// What is there below a prefix.
+    pub fn contents(&self, prefix: &str) -> BTreeMap<String, Vec<u8>> {
+        let read = |name: String| {
+            let object = Path::from(name.as_str());
+            let body = block_on(async { self.inner.get(&object).await?.bytes().await }).unwrap();
+            (name, body.to_vec())
+        };
+        self.below(prefix).into_iter().map(read).collect()
     }
 
     /// The names of all objects below a prefix.
@@ -72,14 +84,19 @@ impl Objects {
         names
     }
 
-    fn store(self: &Arc<Self>, hook: Hook) -> Arc<dyn ObjectStore> {
+    /// A repository that is made here, by requests that nobody meets.
+    pub fn create(self: &Arc<Self>) -> Repository {
+        Repository::create_in(self.store(Arc::new(|_, _| Ok(()))), "", Default::default()).unwrap()
+    }
+
+    pub fn store(self: &Arc<Self>, hook: Hook) -> Arc<dyn ObjectStore> {
         Arc::new(Met { objects: Arc::clone(self), hook })
     }
 
     /// The repository, by requests that are met.
     pub fn met(self: &Arc<Self>, options: RepositoryOptions, hook: Hook) -> Repository {
         // What it takes to open it is nobody's concern here.
-        let opened = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let opened = Arc::new(AtomicBool::new(false));
         let is_opened = Arc::clone(&opened);
         let hook = move |kind: Kind, at: &Path| match is_opened.load(Ordering::SeqCst) {
             true => hook(kind, at),
@@ -103,6 +120,27 @@ impl Objects {
             _ => Err(refused(object)),
         };
         self.met(RepositoryOptions::default(), Arc::new(hook))
+    }
+
+    /// The repository, to somebody before whose request number `at` something else is done; and whether
+    /// it was.
+    pub fn met_at(
+        self: &Arc<Self>,
+        at: u64,
+        work: impl FnOnce() + Send + 'static,
+    ) -> (Repository, Arc<AtomicBool>) {
+        let (requests, work) = (AtomicU64::new(0), Mutex::new(Some(work)));
+        let was_met = Arc::new(AtomicBool::new(false));
+        let met = Arc::clone(&was_met);
+        let hook = move |_: Kind, _: &Path| {
+            if requests.fetch_add(1, Ordering::SeqCst) == at {
+                let work = work.lock().unwrap().take().expect("a number comes once");
+                met.store(true, Ordering::SeqCst);
+                work();
+            }
+            Ok(())
+        };
+        (self.met(RepositoryOptions::default(), Arc::new(hook)), was_met)
     }
 
     fn aged(&self, mut meta: ObjectMeta) -> ObjectMeta {
@@ -159,7 +197,7 @@ impl ObjectStore for Met {
     }
 
     async fn get_opts(&self, at: &Path, how: GetOptions) -> Result<GetResult> {
-        (self.hook)(Kind::Get, at)?;
+        (self.hook)(if how.head { Kind::Head } else { Kind::Get }, at)?;
         let mut got = self.objects.inner.get_opts(at, how).await?;
         got.meta = self.objects.aged(got.meta);
         Ok(got)
@@ -173,7 +211,6 @@ impl ObjectStore for Met {
         let each = objects.then(move |object| {
             let (hook, inner) = (Arc::clone(&hook), inner.clone());
             async move {
-                use object_store::ObjectStoreExt as _;
                 let object = object?;
                 hook(Kind::Delete, &object)?;
                 inner.delete(&object).await.map(|()| object)
@@ -199,119 +236,5 @@ impl ObjectStore for Met {
     async fn copy_opts(&self, from: &Path, to: &Path, how: CopyOptions) -> Result<()> {
         (self.hook)(Kind::Put, to)?;
         self.objects.inner.copy_opts(from, to, how).await
-    }
-}
-
-/// A repository with a backup of each of two checkpoints, and two days behind them.
-pub struct Scene {
-    pub dir: tempfile::TempDir,
-    pub objects: Arc<Objects>,
-    pub checkpoints: Vec<PathBuf>,
-    pub backups: Vec<BackupId>,
-}
-
-impl Scene {
-    /// With so many entries of 1,000 bytes in each partition.
-    pub fn new(entries: u32) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let keyspace = Keyspace::open(dir.path().join("db")).unwrap();
-        let objects = Arc::new(Objects::default());
-        let store = objects.store(Arc::new(|_, _| Ok(())));
-        let repository = Repository::create_in(store, "", Default::default()).unwrap();
-        let (mut checkpoints, mut backups) = (Vec::new(), Vec::new());
-        for round in 0..2_u8 {
-            for name in ["both", "each"].into_iter().skip(round.into()) {
-                let partition = keyspace.partition(name, Default::default()).unwrap();
-                partition.clear().unwrap();
-                for number in 0..entries {
-                    partition.insert(number.to_be_bytes(), noise(1_000)).unwrap();
-                }
-            }
-            keyspace.flush().unwrap();
-            let path = dir.path().join(format!("checkpoint {round}"));
-            keyspace.backup_to(&path).unwrap();
-            let pushed = repository.push_directory(&path, PushOptions::default()).unwrap();
-            backups.push(repository.find(Some(&pushed.backup)).unwrap());
-            checkpoints.push(path);
-        }
-        objects.advance(2 * DAY);
-        Self { dir, objects, checkpoints, backups }
-    }
-
-    pub fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// The only unfinished directory of a restore to this target, if there is one.
-    pub fn unfinished(&self, target: &str) -> Option<PathBuf> {
-        let prefix = format!(".{target}.esker-restore-");
-        let mut found = names_in(self.dir.path()).into_iter().filter(|n| n.starts_with(&prefix));
-        let first = found.next();
-        assert_eq!(found.next(), None);
-        first.map(|name| self.at(&name))
-    }
-}
-
-pub fn names_in(dir: &LocalPath) -> Vec<String> {
-    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
-    names.map(|name| name.into_string().unwrap()).collect()
-}
-
-/// Bytes that do not compress.
-pub fn noise(len: usize) -> Vec<u8> {
-    (0..len.div_ceil(16)).flat_map(|_| rand::random::<[u8; 16]>()).take(len).collect()
-}
-
-/// The entries of each partition.
-pub type Content = BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>>;
-
-pub fn content(path: &LocalPath) -> Content {
-    let keyspace = Config::new(path).read_only(true).open().unwrap();
-    let read = |name: String| {
-        let partition = keyspace.open_partition(&name).unwrap().unwrap();
-        let entries = partition.iter().unwrap().map(|entry| {
-            let (key, value) = entry.unwrap();
-            (key.to_vec(), value.to_vec())
-        });
-        let entries = entries.collect();
-        (name, entries)
-    };
-    keyspace.partitions().into_iter().map(read).collect()
-}
-
-/// That a directory is what this checkpoint is, and nothing beside it.
-#[track_caller]
-pub fn assert_exact(restored: &LocalPath, checkpoint: &LocalPath) {
-    let report = esker::verify(restored, Default::default()).unwrap();
-    assert!(report.is_sound() && report.strays.is_empty(), "{report:?}");
-    assert!(content(restored) == content(checkpoint), "it is something else");
-}
-
-#[track_caller]
-pub fn assert_sound(repository: &Repository) {
-    let report = repository.check(CheckOptions::default().read_data(1.0)).unwrap();
-    assert!(report.is_sound() && report.strays.is_empty(), "{report:?}");
-}
-
-/// All plain files below a directory.
-pub fn files_below(dir: &LocalPath) -> Vec<PathBuf> {
-    let (mut found, mut pending) = (Vec::new(), vec![dir.to_owned()]);
-    while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap()) {
-            match entry.file_type().unwrap().is_dir() {
-                true => pending.push(entry.path()),
-                false => found.push(entry.path()),
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-pub fn copy_tree(from: &LocalPath, to: &LocalPath) {
-    for file in files_below(from) {
-        let copy = to.join(file.strip_prefix(from).unwrap());
-        fs::create_dir_all(copy.parent().unwrap()).unwrap();
-        fs::copy(file, copy).unwrap();
     }
 }

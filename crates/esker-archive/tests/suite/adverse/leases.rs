@@ -11,7 +11,9 @@ use esker_archive::{
 };
 use object_store::path::Path;
 
-use crate::scene::{DAY, Hook, Kind, Scene, assert_sound, refused};
+use super::scene::Scene;
+use crate::content::assert_sound;
+use crate::objects::{DAY, Hook, Kind, refused};
 
 const EXPIRY: Duration = Duration::from_millis(500);
 const PRUNE: &str = r#"{"work":"prune","relies_on":[]}"#;

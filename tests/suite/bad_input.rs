@@ -127,7 +127,7 @@ fn a_target_on_a_read_only_filesystem_is_refused_with_the_reason() {
     let mut store = Store::new();
     store.write("p", "k", "v");
     let mount = store.beside("read-only");
-    let Some(_mount) = super::full_disk::Tmpfs::mount(&mount, "ro,size=1m") else { return };
+    let Some(_mount) = super::full_disk::small_disk(&mount, "ro,size=1m") else { return };
     both_refuse(&mut store, &mount.join("backup"), ErrorKind::Io, name(&mount));
 }
 

@@ -11,7 +11,7 @@ use esker::{Config, Durability, Error, ErrorKind, Keyspace, Partition, Partition
 use esker_tests::ends::{assert_no_worker, failing, is_child, returns, returns_in};
 use esker_tests::{chaos, files};
 
-use crate::full_disk::Tmpfs;
+use crate::full_disk::small_disk;
 
 /// Several times, because an error path that works once may leave something behind.
 const TIMES: usize = 3;
@@ -219,7 +219,7 @@ fn a_keyspace_on_a_full_disk_is_closed_beside_its_writers() {
     let test = "dropping::a_keyspace_on_a_full_disk_is_closed_beside_its_writers";
     let place = dir.path().join("small");
     // The child mounts one of its own, too, and works in its parent's.
-    let Some(_mounted) = Tmpfs::mount(&place, "size=6m") else { return };
+    let Some(_mounted) = small_disk(&place, "size=6m") else { return };
     returns_in(
         test,
         &place,

@@ -1,58 +1,20 @@
 //! A disk that fills up: reads go on, nothing is lost, space comes back.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use esker::{Config, ErrorKind, Keyspace, PartitionOptions, Transfer};
 use esker_tests::files::entries;
+use esker_tests::mounts::Mount;
 use esker_tests::{Seeded, content, fill, open_content, skip};
 
-/// A small filesystem of its own, unmounted on drop.
-pub struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    /// `None`, loudly, where that is not allowed.
-    pub fn mount(at: &Path, options: &str) -> Option<Self> {
-        fs::create_dir(at).unwrap();
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self(at.to_path_buf())),
-            other => {
-                skip("a full disk", format!("cannot mount a tmpfs: {other:?}"));
-                None
-            }
-        }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn used(&self) -> u64 {
-        let statistics = rustix::fs::statvfs(&self.0).unwrap();
-        (statistics.f_blocks - statistics.f_bfree) * statistics.f_frsize
-    }
-
-    /// Takes all space but `left` bytes with a file.
-    fn fill_up(&self, left: u64) {
-        let statistics = rustix::fs::statvfs(&self.0).unwrap();
-        let free = statistics.f_bavail * statistics.f_frsize;
-        let ballast = fs::File::create(self.at("ballast")).unwrap();
-        rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, free - left)
-            .unwrap();
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.at("ballast")).unwrap();
-    }
+/// A small filesystem of its own; `None`, loudly, where that is not allowed.
+pub fn small_disk(at: &Path, options: &str) -> Option<Mount> {
+    Mount::tmpfs_with(at, options).map_err(|why| skip("a full disk", why)).ok()
 }
 
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
+fn make_room(disk: &Mount) {
+    fs::remove_file(disk.at("ballast")).unwrap();
 }
 
 fn open(path: &Path) -> Keyspace {
@@ -103,7 +65,7 @@ fn insert_when_there_is_room(partition: &esker::Partition, key: &str) {
 fn a_disk_that_fills_up_during_a_load_loses_nothing_acknowledged_and_writes_resume() {
     let mut random = Seeded::new("a_disk_that_fills_up_during_a_load");
     let directory = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=48m") else { return };
+    let Some(disk) = small_disk(&directory.path().join("disk"), "size=48m") else { return };
     let path = disk.at("keyspace");
     let keyspace = open(&path);
     let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
@@ -112,7 +74,7 @@ fn a_disk_that_fills_up_during_a_load_loses_nothing_acknowledged_and_writes_resu
     assert!(count > 500, "only {count} entries fit");
     check_acknowledged(&p, count);
     assert!(p.len().unwrap() as u64 >= count, "scans go on");
-    disk.make_room();
+    make_room(&disk);
     insert_when_there_is_room(&p, "after");
     check_acknowledged(&p, count);
     keyspace.flush().unwrap();
@@ -137,7 +99,7 @@ fn a_disk_that_fills_up_during_a_load_loses_nothing_acknowledged_and_writes_resu
 fn a_keyspace_closed_on_a_full_disk_opens_with_everything_when_there_is_room() {
     let mut random = Seeded::new("a_keyspace_closed_on_a_full_disk");
     let directory = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=24m") else { return };
+    let Some(disk) = small_disk(&directory.path().join("disk"), "size=24m") else { return };
     let path = disk.at("keyspace");
     let keyspace = open(&path);
     let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
@@ -153,7 +115,7 @@ fn a_keyspace_closed_on_a_full_disk_opens_with_everything_when_there_is_room() {
     if let Err(error) = Config::new(&path).journal_segment_bytes(8 << 20).open() {
         assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
     }
-    disk.make_room();
+    make_room(&disk);
     let keyspace = open(&path);
     check_acknowledged(&keyspace.partition("p", PartitionOptions::default()).unwrap(), count);
     keyspace.close().unwrap();
@@ -162,7 +124,7 @@ fn a_keyspace_closed_on_a_full_disk_opens_with_everything_when_there_is_room() {
 #[test]
 fn a_checkpoint_that_finds_the_disk_full_leaves_nothing_behind() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=24m") else { return };
+    let Some(disk) = small_disk(&directory.path().join("disk"), "size=24m") else { return };
     let path = disk.at("keyspace");
     let keyspace = open(&path);
     let mut random = Seeded::new("a_checkpoint_that_finds_the_disk_full");
@@ -178,14 +140,14 @@ fn a_checkpoint_that_finds_the_disk_full_leaves_nothing_behind() {
     let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
     let expected = content(&keyspace);
     // Enough for the links and a few tables, not for a copy.
-    disk.fill_up(2 << 20);
+    disk.fill_up("ballast", 2 << 20).unwrap();
     let used = disk.used();
     for number in 0..3 {
         let target = disk.at(&format!("copy {number}"));
         let copy = keyspace.checkpoint().transfer(Transfer::Copy);
         let error = copy.write_to(&target).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
-        assert_eq!(entries(&disk.0), ["ballast", "keyspace"], "nothing unfinished is left");
+        assert_eq!(entries(disk.path()), ["ballast", "keyspace"], "nothing unfinished is left");
         assert!(entries(&path.join("staging")).is_empty());
         assert!(content(&keyspace) == expected, "reads go on");
         p.insert("a write", "goes through").unwrap();
@@ -193,7 +155,7 @@ fn a_checkpoint_that_finds_the_disk_full_leaves_nothing_behind() {
     }
     // Segments of the journal may have come and gone.
     assert!(disk.used() <= used + (1 << 20), "{used} bytes before, {} now", disk.used());
-    disk.make_room();
+    make_room(&disk);
     let target = disk.at("copy");
     keyspace.checkpoint().transfer(Transfer::Copy).verify(true).write_to(&target).unwrap();
     assert!(open_content(&target) == expected);
@@ -202,7 +164,7 @@ fn a_checkpoint_that_finds_the_disk_full_leaves_nothing_behind() {
 #[test]
 fn a_checkpoint_onto_a_full_disk_leaves_source_and_target_clean() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=4m") else { return };
+    let Some(disk) = small_disk(&directory.path().join("disk"), "size=4m") else { return };
     let path = directory.path().join("keyspace");
     let keyspace = open(&path);
     let mut random = Seeded::new("a_checkpoint_onto_a_full_disk");
@@ -215,8 +177,11 @@ fn a_checkpoint_onto_a_full_disk_leaves_source_and_target_clean() {
         let builder = keyspace.checkpoint().flush_first(flush);
         let error = builder.write_to(disk.at("checkpoint")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
-        assert!(error.to_string().contains(disk.0.to_str().unwrap()), "{error} names the place");
-        assert!(entries(&disk.0).is_empty(), "{:?}", entries(&disk.0));
+        assert!(
+            error.to_string().contains(disk.path().to_str().unwrap()),
+            "{error} names the place"
+        );
+        assert!(entries(disk.path()).is_empty(), "{:?}", entries(disk.path()));
         assert!(entries(&path.join("staging")).is_empty());
         assert!(disk.used() < 64 << 10, "space returned");
     }
@@ -226,20 +191,20 @@ fn a_checkpoint_onto_a_full_disk_leaves_source_and_target_clean() {
     keyspace.close().unwrap_or_else(|error| panic!("{error}"));
     let error = esker::cold_copy(&path, disk.at("copy"), Default::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
-    assert_eq!(entries(&disk.0), ["small"]);
+    assert_eq!(entries(disk.path()), ["small"]);
 }
 
 #[test]
 fn partitions_are_created_cleared_and_dropped_on_a_full_disk_or_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&directory.path().join("disk"), "size=8m") else { return };
+    let Some(disk) = small_disk(&directory.path().join("disk"), "size=8m") else { return };
     let path = disk.at("keyspace");
     let keyspace = open(&path);
     let p = keyspace.partition("p", PartitionOptions::default()).unwrap();
     let q = keyspace.partition("q", PartitionOptions::default()).unwrap();
     fill(&p, 100);
     fill(&q, 100);
-    disk.fill_up(0);
+    disk.fill_up("ballast", 0).unwrap();
     let refused = |error: esker::Error| assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
     let created = keyspace.partition("new", PartitionOptions::default());
     let cleared = p.clear();
@@ -252,7 +217,7 @@ fn partitions_are_created_cleared_and_dropped_on_a_full_disk_or_refused() {
     let len = p.len().unwrap();
     assert!([0, 100].contains(&len), "{len} of 100");
     let before = content(&keyspace);
-    disk.make_room();
+    make_room(&disk);
     assert!(content(&keyspace) == before);
     insert_when_there_is_room(&p, "after");
     keyspace.partition("later", PartitionOptions::default()).unwrap();

@@ -13,7 +13,7 @@ use esker_tests::files::{crash_image, entries as names_in};
 use esker_tests::store::{Entries, entries};
 use esker_tests::{Seeded, Store, fill, open_content};
 
-use crate::full_disk::Tmpfs;
+use crate::full_disk::small_disk;
 
 fn key(number: usize) -> String {
     format!("key {number:06}")
@@ -521,7 +521,7 @@ fn an_optimistic_transaction_that_read_what_an_ingest_changed_conflicts() {
 #[test]
 fn a_full_disk_refuses_an_ingest_and_gives_the_space_back() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&dir.path().join("disk"), "size=48m") else { return };
+    let Some(disk) = small_disk(&dir.path().join("disk"), "size=48m") else { return };
     let path = dir.path().join("disk/keyspace");
     let keyspace = Config::new(&path).journal_segment_bytes(256 << 10).open().unwrap();
     let items = keyspace.partition("items", PartitionOptions::default()).unwrap();

@@ -35,9 +35,13 @@ pub struct Mount {
 impl Mount {
     /// A filesystem in memory.
     pub fn tmpfs(at: &Path, bytes: u64) -> Result<Self, String> {
+        Self::tmpfs_with(at, &format!("size={bytes}"))
+    }
+
+    /// The same with options of `mount`.
+    pub fn tmpfs_with(at: &Path, options: &str) -> Result<Self, String> {
         fs::create_dir_all(at).map_err(|e| format!("create {}: {e}", at.display()))?;
-        let size = format!("size={bytes}");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at))?;
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at))?;
         Ok(Self { at: at.to_path_buf(), image: None })
     }
 
@@ -62,6 +66,11 @@ impl Mount {
 
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// A path on it.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.at.join(name)
     }
 
     fn mount(&self) -> Result<(), String> {
@@ -90,6 +99,11 @@ impl Mount {
     /// Free space in bytes.
     pub fn free(&self) -> u64 {
         rustix::fs::statvfs(&self.at).map_or(0, |s| s.f_bavail * s.f_frsize)
+    }
+
+    /// Space that is taken, in bytes.
+    pub fn used(&self) -> u64 {
+        rustix::fs::statvfs(&self.at).map_or(0, |s| (s.f_blocks - s.f_bfree) * s.f_frsize)
     }
 
     /// Takes all space but about `left` bytes with a file.

@@ -7,11 +7,13 @@
 //!
 //! What must stay true: whoever relies on something takes the lease first and looks whether it is there
 //! afterwards; whoever deletes takes his lease first, deletes manifests, looks at the leases, and only
-//! then deletes pieces. So of two who meet, one always sees the other.
+//! then deletes pieces. So of two who meet, one always sees the other. If both wait for each other, the
+//! one who deletes gives way: whoever waits says so in his lease.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -47,12 +49,23 @@ pub(crate) struct Claim {
     pub(crate) work: Work,
     /// The names of the manifests that must stay, with their files.
     pub(crate) relies_on: Vec<String>,
+    /// Whether it cannot go on before others have ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) waits: bool,
+}
+
+impl Claim {
+    fn body(&self) -> Bytes {
+        serde_json::to_vec(self).expect("plain values have a JSON").into()
+    }
 }
 
 /// A lease of ours, renewed until it is released. One that is dropped expires.
 pub(crate) struct Lease {
     store: Store,
     object: Path,
+    /// Locked while it is written: what is written last is what is said last.
+    claim: Arc<tokio::sync::Mutex<Claim>>,
     renewed: Arc<Mutex<Renewed>>,
     renewing: JoinHandle<()>,
 }
@@ -75,19 +88,20 @@ impl Lease {
     pub(crate) async fn take(store: &Store, work: Work, relies_on: &[BackupId]) -> Result<Self> {
         let object = Path::from(format!("{}/{:016x}", layout::LEASES, rand::random::<u64>()));
         let relies_on = relies_on.iter().map(|id| id.object().to_string()).collect();
-        let claim = Claim { work, relies_on };
-        let body = serde_json::to_vec(&claim).expect("plain values have a JSON");
-        let body = bytes::Bytes::from(body);
+        let claim = Claim { work, relies_on, waits: false };
         let renewed = Arc::new(Mutex::new(Renewed { at: SystemTime::now(), lost: false }));
         let times = store.lease_times;
-        store.put(&object, std::slice::from_ref(&body)).await?;
+        store.put(&object, &[claim.body()]).await?;
+        let claim = Arc::new(tokio::sync::Mutex::new(claim));
         let renewing = {
             let (store, object, renewed) = (store.clone(), object.clone(), Arc::clone(&renewed));
+            let claim = Arc::clone(&claim);
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(times.renew_every).await;
                     let at = SystemTime::now();
-                    match store.put_once(&object, body.clone()).await {
+                    let claim = claim.lock().await;
+                    match store.put_once(&object, claim.body()).await {
                         Ok(()) => {
                             let mut renewed = renewed.lock();
                             let lost = renewed.is_late(times);
@@ -98,7 +112,14 @@ impl Lease {
                 }
             })
         };
-        Ok(Self { store: store.clone(), object, renewed, renewing })
+        Ok(Self { store: store.clone(), object, claim, renewed, renewing })
+    }
+
+    /// Says whether this work waits for others.
+    pub(crate) async fn say_waiting(&self, waits: bool) -> Result<()> {
+        let mut claim = self.claim.lock().await;
+        claim.waits = waits;
+        self.store.put(&self.object, &[claim.body()]).await
     }
 
     /// Refuses if others may have taken us for gone, if only for a while.
@@ -131,19 +152,21 @@ pub(crate) struct Held {
     pub(crate) work: Work,
     /// The backups that must stay, with their files.
     pub(crate) relies_on: Vec<BackupId>,
+    /// Whether it cannot go on before others have ended.
+    pub(crate) waits: bool,
 }
 
 impl Held {
     fn parse(object: Path, body: &[u8]) -> Result<Self> {
         let corrupt = |what: String| Error::corrupt(object.to_string(), what);
-        let Claim { work, relies_on } =
+        let Claim { work, relies_on, waits } =
             serde_json::from_slice(body).map_err(|e| corrupt(e.to_string()))?;
         let parse = |name: &String| {
             let backup = BackupId::parse(&Path::from(name.as_str()));
             backup.ok_or_else(|| corrupt(format!("it relies on {name:?}, which is no backup")))
         };
         let relies_on = relies_on.iter().map(parse).collect::<Result<_>>()?;
-        Ok(Self { object, work, relies_on })
+        Ok(Self { object, work, relies_on, waits })
     }
 }
 

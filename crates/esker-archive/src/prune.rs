@@ -63,7 +63,8 @@ impl PruneOptions {
     }
 
     /// How long to wait for pushes that are under way; default ten minutes. Pieces stay until the next
-    /// prune where that was not enough; backups are removed at once.
+    /// prune where that was not enough, or where such a push waits for this prune; backups are removed
+    /// at once.
     pub fn wait(mut self, time: Duration) -> Self {
         self.wait = time;
         self
@@ -251,7 +252,7 @@ impl<'a> Prune<'a> {
     }
 
     /// The leases when all pushes have ended that were at work behind the last manifest; `None` if that
-    /// took too long.
+    /// took too long, or one of them waits for this prune.
     async fn wait_for_pushes(&mut self) -> Result<Option<Leases>> {
         let began = Instant::now();
         let mut of_then: Option<BTreeSet<Path>> = None;
@@ -262,6 +263,10 @@ impl<'a> Prune<'a> {
             of_then.retain(|push| now.contains(push));
             if of_then.is_empty() {
                 return Ok(Some(leases));
+            }
+            if leases.of(Work::Push).any(|held| held.waits && of_then.contains(&held.object)) {
+                self.report.pieces_left = Some("a push waits for this prune to end".to_owned());
+                return Ok(None);
             }
             if began.elapsed() >= self.options.wait {
                 let count = of_then.len();

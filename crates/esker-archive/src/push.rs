@@ -645,19 +645,27 @@ impl<'a> Upload<'a> {
     }
 
     /// Waits until the prunes that were at work when this push began have ended: each of them may have
-    /// decided already to remove what is found here. Later ones see our lease and wait.
+    /// decided already to remove what is found here. Later ones see our lease and wait, and of these one
+    /// that waits for us gives way.
     async fn wait_for_prunes(&self) -> Result<()> {
         let of_then: BTreeSet<_> = self.others.of(Work::Prune).map(|held| &held.object).collect();
         if of_then.is_empty() {
             return Ok(());
         }
+        let mut waits = false;
         loop {
             let now = lease::held(&self.repository.store, self.lease).await?;
             if !now.of(Work::Prune).any(|held| of_then.contains(&held.object)) {
-                return Ok(());
+                break;
+            }
+            if !waits {
+                // One of them may wait for us.
+                self.lease.say_waiting(true).await?;
+                waits = true;
             }
             tokio::time::sleep(self.repository.store.look_every).await;
         }
+        if waits { self.lease.say_waiting(false).await } else { Ok(()) }
     }
 
     fn report(&self, raw_bytes: u64) {

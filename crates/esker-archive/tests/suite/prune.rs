@@ -1,6 +1,7 @@
 //! Prunes beside everything else: cut off at every delete, and with pushes, restores and prunes that meet
 //! at every request. The store has a clock that the test moves.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -14,6 +15,8 @@ use esker_archive::{
 
 use crate::content::{assert_exact, assert_sound, noise};
 use crate::objects::{DAY, Kind, Objects, refused};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A repository with backups of a keyspace, each checkpoint of which is at hand, and a day behind them.
 struct Scene {
@@ -206,6 +209,36 @@ fn a_push_at_any_request_of_a_prune_is_whole() {
     // The content of the base comes again as well: its pieces are named by the new manifest only.
     push_beside_prune(&scene, &scene.checkpoints[0]);
     push_beside_prune(&scene, &scene.checkpoints[1]);
+}
+
+#[test]
+fn a_prune_that_waits_for_a_push_that_waits_for_it_gives_way() {
+    let scene = Scene::new(3);
+    scene.objects.put("leases/00000000000000aa", r#"{"work":"push","relies_on":[]}"#);
+    let policy = Policy::default().keep_last(2);
+    scene.objects.repository().prune(&policy, at_once()).unwrap();
+    scene.objects.advance(2 * DAY);
+    let mut reasons = BTreeSet::new();
+    for at in 0.. {
+        let (objects, checkpoint) = (scene.objects.fork(), scene.checkpoints[0].clone());
+        // What it brings is there, named by nobody and old.
+        let push = move |it: Repository| it.push_directory(&checkpoint, PushOptions::default());
+        let (repository, was_met, pushed) = meet(&objects, at, push);
+        // Longer than anything takes here.
+        let pruned = repository.prune(&policy, PruneOptions::default().wait(20 * SECOND)).unwrap();
+        if !was_met.load(Ordering::SeqCst) {
+            break;
+        }
+        pushed.recv().unwrap().unwrap();
+        reasons.extend(pruned.pieces_left);
+        let repository = objects.repository();
+        assert_sound(&repository);
+        assert_restorable(&scene, &repository);
+        // And is nobody's to wait for any more.
+        let again = repository.prune(&policy, at_once()).unwrap();
+        assert_eq!(again.pieces_left, None);
+    }
+    assert_eq!(reasons, BTreeSet::from(["a push waits for this prune to end".to_owned()]));
 }
 
 fn push_beside_prune(scene: &Scene, checkpoint: &Path) {

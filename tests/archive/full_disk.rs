@@ -109,6 +109,12 @@ fn a_restore_that_fills_the_disk_leaves_no_target_and_goes_on_when_there_is_room
         assert_whole(&target);
         assert_eq!(open_content(&target), newer);
     }
+    let roomy = disk.remount_with(&format!("size={}", 4 * DISK_BYTES));
+    roomy.unwrap();
+    let options = one_after_the_other().delta(true);
+    let report = repository.restore(backup, &target, options).unwrap();
+    assert!(report.reused_bytes > MIB && report.resumed_bytes > MIB, "{report:?}");
+    assert_restored();
 }
 
 #[test]

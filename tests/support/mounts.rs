@@ -96,6 +96,11 @@ impl Mount {
         self.mount()
     }
 
+    /// Changes what a filesystem in memory may be.
+    pub fn remount_with(&self, options: &str) -> Result<(), String> {
+        run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.at))
+    }
+
     /// Free space in bytes.
     pub fn free(&self) -> u64 {
         rustix::fs::statvfs(&self.at).map_or(0, |s| s.f_bavail * s.f_frsize)

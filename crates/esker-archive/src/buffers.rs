@@ -2,7 +2,7 @@
 //! for a restore is most of the work.
 //!
 //! What must stay true: what is kept and what is lent is never more than the most that was lent at one
-//! time.
+//! time, each rounded up by at most a sixteenth ([`rounded`]).
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 impl Buffers {
     /// One of so many bytes, which hold anything.
     pub(crate) fn lend(&self, bytes: usize) -> Buffer {
-        let content = self.take(bytes).unwrap_or_else(|| vec![0; bytes]);
+        let wanted = rounded(bytes);
+        let content = self.take(wanted).unwrap_or_else(|| vec![0; wanted]);
         Buffer { content, bytes, home: self.clone() }
     }
 
     fn take(&self, bytes: usize) -> Option<Vec<u8>> {
         let mut kept = self.0.lock();
-        let fits = |buffer: &Vec<u8>| (bytes..=bytes + bytes / 4).contains(&buffer.len());
-        if let Some(found) = kept.iter().position(fits) {
+        if let Some(found) = kept.iter().position(|buffer| buffer.len() == bytes) {
             return Some(kept.swap_remove(found));
         }
         // What does not fit makes room for what is new.
@@ -38,6 +38,12 @@ impl Buffers {
         }
         None
     }
+}
+
+/// What a buffer of so many bytes takes: the same for lengths that differ by little.
+pub(crate) fn rounded(bytes: usize) -> usize {
+    let step = bytes.checked_ilog2().map_or(0, |log| log.saturating_sub(4));
+    bytes.next_multiple_of(1 << step)
 }
 
 /// A buffer that goes back when it, and the bytes made of it, are dropped.
@@ -77,6 +83,23 @@ mod tests {
 
     fn kept(buffers: &Buffers) -> Vec<usize> {
         buffers.0.lock().iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn lengths_that_take_turns_hold_no_more_than_they_ask_for() {
+        let (buffers, unit) = (Buffers::default(), KEPT_BYTES_MIN);
+        let mut most = 0;
+        for round in 0..6 {
+            let bytes = [40, 32, 33, 57][round % 4] * unit;
+            let lent: Vec<_> = (0..10).map(|_| buffers.lend(bytes)).collect();
+            let held = lent.iter().map(|buffer| buffer.content.len()).sum::<usize>();
+            assert!(held <= 10 * (bytes + bytes / 16), "{held} of {bytes}");
+            most = most.max(held);
+            let all = held + kept(&buffers).iter().sum::<usize>();
+            assert!(all <= most, "{all} of {most}");
+        }
+        assert_eq!([1, 15, 16, 17, 100].map(rounded), [1, 15, 16, 17, 100]);
+        assert_eq!([(32 << 20) + 5, 33 << 20].map(rounded), [34 << 20, 34 << 20]);
     }
 
     #[test]

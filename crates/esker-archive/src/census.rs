@@ -128,7 +128,7 @@ impl Census {
         &self.backups
     }
 
-    /// Every file that any backup names, by its number, with the lengths of its pieces.
+    /// Every file that any backup names, by its number.
     pub(crate) fn files(&self) -> impl Iterator<Item = (u32, FileId)> + '_ {
         (0..).zip(&self.files).map(|(number, (id, _))| (number, *id))
     }

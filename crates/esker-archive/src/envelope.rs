@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
 use crate::seal::{Nonce, Sealer};
@@ -77,7 +77,7 @@ impl Envelope {
 
 /// Bound to the name: what lies under another name is not that object.
 fn check_of(object: &Path, header: &[u8], sealed: &[u8]) -> u128 {
-    let mut hasher = Xxh3Default::new();
+    let mut hasher = Xxh3::new();
     [object.as_ref().as_bytes(), header, sealed].iter().for_each(|part| hasher.update(part));
     hasher.digest128()
 }

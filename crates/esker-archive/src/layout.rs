@@ -166,10 +166,9 @@ pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
 /// below a target.
 pub(crate) fn check_path(path: &str) -> Result<()> {
     let number = |text: &str| parse_decimal(text).is_some();
-    // One more than any path has.
     let mut parts = path.split('/');
-    let parts = [(); 5].map(|()| parts.next());
-    let known = match parts {
+    // One more than any path has.
+    let known = match [(); 5].map(|()| parts.next()) {
         [Some("CATALOG" | "CHECKPOINT"), None, ..] => true,
         [Some("journal"), Some(name), None, ..] => {
             let digits = name.strip_suffix(".jnl");

@@ -31,6 +31,10 @@ const AHEAD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const CLAIM_BYTES_MAX: u64 = 4 << 10;
 const LIVE_MAX: usize = 10_000;
 
+/// How long a renewal that is under way is waited for. If that is not enough, the lease may come back,
+/// and expires.
+const RELEASE_WAIT: Duration = Duration::from_secs(10);
+
 /// What somebody is doing.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -132,6 +136,8 @@ impl Lease {
 
     /// The work is done. Credentials that cannot delete leave it to expire.
     pub(crate) async fn release(self) {
+        // What is being written would come back behind the removal.
+        let _written = tokio::time::timeout(RELEASE_WAIT, self.claim.lock()).await;
         self.renewing.abort();
         if let Err(error) = self.store.remove(&self.object).await {
             tracing::debug!(%error, "a lease stays behind until it expires");

@@ -126,7 +126,8 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Not copied out of the list unless it is escaped there, also where it may be missing.
+/// Text that is copied out of the list only if it is escaped there. A type of its own, because serde
+/// borrows what is in an `Option` in no other way.
 #[derive(Serialize, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -326,6 +327,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::envelope::HEADER_BYTES;
     use crate::seal::Key;
 
     pub(crate) fn example() -> Manifest {
@@ -446,7 +448,7 @@ pub(crate) mod tests {
             manifest.files.extend((1..=count).map(file));
             let bytes = manifest.encode(&sealer).unwrap();
             assert_eq!(Manifest::decode(manifest.id, &bytes, &sealer).unwrap(), manifest);
-            let packed = &bytes[crate::envelope::HEADER_BYTES..];
+            let packed = &bytes[HEADER_BYTES..];
             let unpacked = unpack(packed).unwrap().len() as u64;
             assert!(unpacked <= unpacked_bytes_max(packed.len() as u64));
             sizes.push(unpacked / packed.len() as u64);

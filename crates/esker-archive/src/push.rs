@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker::{Keyspace, Listing};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OnceCell, Semaphore};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -209,7 +208,7 @@ impl Staged {
 /// The lock of a directory, unless somebody has it; nor is there one of what has just gone.
 fn lock(path: &Path) -> Result<Option<File>> {
     let dir = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         dir => dir.at("open", path)?,
     };
     match rustix::fs::flock(&dir, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -457,14 +456,41 @@ fn rotten(path: &Path) -> Error {
 }
 
 pub(crate) fn hash_file(path: &Path) -> Result<u128> {
-    let mut file = File::open(path).at("open", path)?;
-    let (mut hash, mut buffer) = (Xxh3::new(), vec![0; 256 << 10]);
+    let file = File::open(path).at("open", path)?;
+    let mut hash = Xxh3::new();
+    read_through(file, |part| hash.update(part)).at("read", path)?;
+    Ok(hash.digest128())
+}
+
+/// The same, and that of each piece.
+fn hash_pieces(path: &Path) -> Result<(u128, Vec<u128>)> {
+    let file = File::open(path).at("open", path)?;
+    let (mut whole, mut pieces) = (Xxh3::new(), Vec::new());
     loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hash.digest128()),
-            Ok(read) => hash.update(&buffer[..read]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).at("read", path),
+        let mut piece = Xxh3::new();
+        let read = read_through((&file).take(PIECE_BYTES), |part| {
+            whole.update(part);
+            piece.update(part);
+        });
+        if read.at("read", path)? == 0 {
+            return Ok((whole.digest128(), pieces));
+        }
+        pieces.push(piece.digest128());
+    }
+}
+
+/// Hands over what there is, part by part, and says how much it was.
+fn read_through(mut from: impl io::Read, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
+    let (mut buffer, mut bytes) = (vec![0; 256 << 10], 0);
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(read) => {
+                each(&buffer[..read]);
+                bytes += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -541,36 +567,35 @@ impl<'a> Upload<'a> {
 
     /// Sends the pieces of a file side by side.
     ///
-    /// The file is proved before: a piece that is there is believed for its name, so nothing else may ever
-    /// be sent under it.
+    /// The file is proved before, and each piece again when it is read: one that is there is believed for
+    /// its name, so nothing else may ever be sent under it.
     async fn send_file(&self, id: FileId, xxh3: u128, path: &Path) -> Result<Vec<u64>> {
         let whole = path.to_owned();
-        if blocking(move || hash_file(&whole)).await? != xxh3 {
+        let (found, hashes) = blocking(move || hash_pieces(&whole)).await?;
+        if found != xxh3 {
             return Err(rotten(path));
         }
         let file = Arc::new(File::open(path).at("open", path)?);
-        let hash = Mutex::new(Xxh3::new());
         let pieces = stream::iter(0..id.pieces() as u32).then(|number| {
-            let (file, hash) = (&file, &hash);
+            let (file, expected) = (&file, hashes[number as usize]);
             async move {
                 // Given back when the piece is sent.
                 let kib = id.piece_bytes(number).div_ceil(1024) as u32;
                 let room = self.room.acquire_many(kib).await.expect("it is never closed");
                 let buffer = self.buffers.lend(id.piece_bytes(number) as usize);
                 let raw = read_piece(file, number, path, buffer).await?;
-                hash.lock().update(&raw);
-                Ok::<_, Error>((number, raw, room))
+                // It may have changed since.
+                if xxh3_128(&raw) != expected {
+                    return Err(rotten(path));
+                }
+                Ok((number, raw, room))
             }
         });
         let sending = pieces.map(async |piece| {
             let (number, raw, _room) = piece?;
             self.send_piece(Place { file: id, piece: number }, raw).await
         });
-        let stored: Vec<u64> = sending.buffered(self.options.workers).try_collect().await?;
-        if hash.lock().digest128() != xxh3 {
-            return Err(rotten(path));
-        }
-        Ok(stored)
+        sending.buffered(self.options.workers).try_collect().await
     }
 
     /// Sends a piece unless it is there; its length as stored.
@@ -628,9 +653,14 @@ impl<'a> Upload<'a> {
                 is_same &= raw[at as usize..].starts_with(frame);
                 Ok(())
             });
-            decoded.is_ok() && is_same
+            match decoded {
+                Ok(()) => Ok(is_same),
+                Err(Error::Corrupt { .. }) => Ok(false),
+                // What a newer program has written is not ours to replace.
+                Err(error) => Err(error),
+            }
         };
-        if !blocking(proved).await {
+        if !blocking(proved).await? {
             return Ok(There::Broken);
         }
         self.rate.wait_for(there.size).await;
@@ -665,7 +695,11 @@ impl<'a> Upload<'a> {
             }
             tokio::time::sleep(self.repository.store.look_every).await;
         }
-        if waits { self.lease.say_waiting(false).await } else { Ok(()) }
+        if waits && let Err(error) = self.lease.say_waiting(false).await {
+            // Its next renewal says so as well.
+            tracing::debug!(%error, "a lease says for a while that it waits");
+        }
+        Ok(())
     }
 
     fn report(&self, raw_bytes: u64) {

@@ -14,6 +14,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use crate::census::Summary;
 use crate::error::{Error, Result};
@@ -312,7 +313,8 @@ impl Repository {
     }
 
     /// Hands over what the manifests of these backups name, in this order, each with what came of it.
-    /// Several are fetched at once and decoded by all processors; no more than those are in memory.
+    /// Several are fetched at once, and as many are decoded as there are processors; no more than those
+    /// are in memory.
     pub(crate) async fn each_summary(
         &self,
         listed: &[Listed],
@@ -320,6 +322,7 @@ impl Repository {
     ) -> Result<()> {
         let ids: Vec<_> = listed.iter().map(|backup| backup.id).collect();
         let decoders = std::thread::available_parallelism().map_or(2, usize::from);
+        let decoding = &Semaphore::new(decoders);
         let mut decoded = stream::iter(ids)
             .map(async |id| (id, self.manifest_bytes(id).await))
             .buffered(MANIFESTS_AT_ONCE)
@@ -329,8 +332,10 @@ impl Repository {
                     let manifest = Manifest::decode(id, &bytes?, &sealer)?;
                     Ok(Summary::of(manifest, &sealer))
                 };
+                let _one = decoding.acquire().await.expect("it is never closed");
                 (id, blocking(decode).await)
             })
+            // What is decoded waits for its turn.
             .buffered(2 * decoders);
         while let Some((id, summary)) = decoded.next().await {
             each(id, summary)?;

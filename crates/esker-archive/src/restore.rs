@@ -6,7 +6,8 @@
 //! - Nothing is written outside of the unfinished directory, and nothing before the manifest was
 //!   checked; that directory is ours, and whatever is in it that the backup has not is removed first,
 //!   links before all ([`site`]); every frame is checked before it is unpacked, and every file, against
-//!   the hash in the manifest, before the target appears ([`target`]). It appears by a rename, synced and whole, or not at all.
+//!   the hash in the manifest, before the target appears ([`target`]). It appears by a rename, synced and
+//!   whole, or not at all.
 //! - What was interrupted goes on: the unfinished directory is named after target and backup, and a
 //!   record in it says which ranges were written. A file that was resumed is believed only when its
 //!   hash fits.
@@ -18,7 +19,7 @@ mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use serde::Serialize;
 
 use self::download::{Download, needed_bytes};
 use self::site::Site;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::layout::{BackupId, PIECE_BYTES};
 use crate::lease::{Lease, Work};
 use crate::manifest::{File as Entry, Manifest};
@@ -108,8 +109,8 @@ impl RestoreOptions {
         self
     }
 
-    /// The target is an existing directory, which the backup replaces; files in it that the backup has
-    /// as well are taken from there and not fetched.
+    /// The target is an existing directory, or a link to one, which the backup replaces; files in it that
+    /// the backup has as well are taken from there and not fetched.
     pub fn delta(mut self, delta: bool) -> Self {
         self.delta = delta;
         self
@@ -199,7 +200,7 @@ impl Repository {
         options: RestoreOptions,
     ) -> Result<RestoreReport> {
         let began = Instant::now();
-        let target = target.as_ref();
+        let target = &resolve(target.as_ref(), options.delta)?;
         check_target(target, options.delta)?;
         let report = self.run(async {
             let lease = Lease::take(&self.store, Work::Restore, &[backup]).await?;
@@ -262,6 +263,12 @@ fn select(mut manifest: Manifest, wanted: Option<&BTreeSet<String>>) -> Result<M
     manifest.files.retain(|file| !of_others(file));
     manifest.partitions.retain(|name| wanted.contains(name));
     Ok(manifest)
+}
+
+/// A delta replaces the directory, not a link that leads to it.
+fn resolve(target: &Path, delta: bool) -> Result<PathBuf> {
+    let leads = fs::symlink_metadata(target).is_ok_and(|found| found.is_symlink());
+    if delta && leads { fs::canonicalize(target).at("resolve", target) } else { Ok(target.into()) }
 }
 
 fn check_target(target: &Path, delta: bool) -> Result<()> {

@@ -17,7 +17,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::site::{Site, create};
 use super::target::{Target, Task};
 use super::{RestoreOptions, RestoreProgress};
-use crate::buffers::Buffers;
+use crate::buffers::{Buffers, rounded};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::FileId;
 use crate::limit::Lines;
@@ -102,12 +102,12 @@ impl<'a> Download<'a> {
         let path = self.site.dir.join(&entry.path);
         create(&path)?.set_len(entry.bytes).at("write", &path)?;
         let id = self.repository.sealer.name(entry.xxh3, entry.bytes);
-        let (written, missing): (Vec<_>, Vec<_>) =
-            self.chunks(number, id).partition(|task| self.site.is_written(task));
-        let target = Target::new(id, path, missing.len() as u64, !written.is_empty());
-        for task in &written {
-            let bytes = task.raw_bytes(id);
-            target.was_written(task.offset(), bytes);
+        let missing = self.missing_of(number, id).count() as u64;
+        let written = self.written_of(number, id).map(|task| (task.offset(), task.raw_bytes(id)));
+        let written: Vec<_> = written.collect();
+        let target = Target::new(id, path, missing, !written.is_empty());
+        for (offset, bytes) in written {
+            target.was_written(offset, bytes);
             self.resumed_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -126,6 +126,21 @@ impl<'a> Download<'a> {
                 Task { file: number, piece, first_frame, end_frame }
             })
         })
+    }
+
+    fn missing_of(&self, number: u32, id: FileId) -> impl Iterator<Item = Task> + '_ {
+        self.chunks(number, id).filter(|task| !self.site.is_written(task))
+    }
+
+    fn written_of(&self, number: u32, id: FileId) -> impl Iterator<Item = Task> + '_ {
+        self.chunks(number, id).filter(|task| self.site.is_written(task))
+    }
+
+    /// What was counted of a file as written by an interrupted attempt is not there any more.
+    pub(super) fn forget_resumed(&self, number: u32, id: FileId) {
+        let bytes = self.written_of(number, id).map(|task| task.raw_bytes(id)).sum();
+        self.resumed_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes_done.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// What is to be fetched of a file, unless it has been found elsewhere.
@@ -255,12 +270,11 @@ impl<'a> Download<'a> {
     }
 
     fn plan_anew(&self, number: u32, target: &Target) {
-        let resumed = self.chunks(number, target.id).filter(|task| self.site.is_written(task));
-        let resumed = resumed.map(|task| task.raw_bytes(target.id)).sum();
-        self.resumed_bytes.fetch_sub(resumed, Ordering::Relaxed);
+        self.forget_resumed(number, target.id);
+        let fetched = self.missing_of(number, target.id).map(|task| task.raw_bytes(target.id));
+        self.bytes_done.fetch_sub(fetched.sum(), Ordering::Relaxed);
         let missing = self.chunks(number, target.id).count() as u64;
         let renewed = Target::new(target.id, target.path.clone(), missing, false);
-        self.bytes_done.fetch_sub(target.id.bytes, Ordering::Relaxed);
         self.targets.lock().insert(number, Arc::new(renewed));
         self.queue.lock().push((number, true));
     }
@@ -281,5 +295,5 @@ fn fetched_bytes_max(manifest: &Manifest) -> u64 {
 
 /// What a chunk of so many raw bytes takes in memory at most, as it comes, and the frame that is unpacked.
 pub(super) fn needed_bytes(raw_bytes: u64) -> u64 {
-    piece::stored_bytes_max(raw_bytes) + FRAME_BYTES
+    rounded(piece::stored_bytes_max(raw_bytes) as usize) as u64 + FRAME_BYTES
 }

@@ -32,6 +32,7 @@ impl Download<'_> {
 
     fn take_local(&self, number: u32, local: &Path) -> Result<()> {
         let Some(target) = self.targets.lock().remove(&number) else { return Ok(()) };
+        self.forget_resumed(number, target.id);
         fs::remove_file(&target.path).at("replace", &target.path)?;
         if fs::hard_link(local, &target.path).is_err() {
             fs::copy(local, &target.path).at("copy", local)?;

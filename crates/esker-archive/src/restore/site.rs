@@ -5,9 +5,9 @@
 //! could not have left; it is locked from when it is found to when it has its name; everything is durable
 //! before that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::target::Task;
 use crate::error::{Error, IoContext as _, Result};
+use crate::layout::PIECE_BYTES;
 use crate::manifest::Manifest;
+use crate::piece::FRAME_BYTES;
 
 /// What a restore was at when it was interrupted; in the unfinished directory.
 const RECORD: &str = ".esker-restore";
@@ -32,8 +34,39 @@ pub(super) struct Site {
     record: Mutex<File>,
     /// Opened before anything is written, to be told of everything that fails to reach the disk.
     filesystem: Option<File>,
-    /// Frames that an interrupted attempt wrote: file, piece, number.
-    written: BTreeSet<(u32, u32, u32)>,
+    written: Written,
+}
+
+/// Frames that an interrupted attempt wrote: a bit for each, by file and piece.
+struct Written(HashMap<(u32, u32), u32>);
+
+const _: () = assert!(PIECE_BYTES / FRAME_BYTES == u32::BITS as u64, "a bit for each");
+
+impl Written {
+    /// From its beginning; the part of an entry that a full disk or a power cut has left goes.
+    fn read(record: &File) -> io::Result<Self> {
+        let mut written = HashMap::<_, u32>::new();
+        let mut reader = BufReader::new(record);
+        let (mut entry, mut bytes) = ([0; RECORD_BYTES], 0);
+        while read_whole(&mut reader, &mut entry)? {
+            bytes += RECORD_BYTES as u64;
+            let number =
+                |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("four bytes"));
+            if let Some(frame) = 1_u32.checked_shl(number(8)) {
+                *written.entry((number(0), number(4))).or_default() |= frame;
+            }
+        }
+        record.set_len(bytes)?;
+        Ok(Self(written))
+    }
+}
+
+/// Whether there was as much.
+fn read_whole(reader: &mut impl io::Read, bytes: &mut [u8]) -> io::Result<bool> {
+    match reader.read_exact(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        read => read.map(|()| true),
+    }
 }
 
 impl Site {
@@ -57,23 +90,16 @@ impl Site {
         let path = dir.join(RECORD);
         let mut options = fs::OpenOptions::new();
         options.read(true).append(true).create(true).mode(MODE_FILE);
-        let mut record = no_follow(&mut options).open(&path).at("open", &path)?;
-        let mut bytes = Vec::new();
-        record.read_to_end(&mut bytes).at("read", &path)?;
-        let number = |chunk: &[u8], at: usize| {
-            u32::from_le_bytes(chunk[at..at + 4].try_into().expect("four bytes"))
-        };
-        let written = bytes
-            .chunks_exact(RECORD_BYTES)
-            .map(|chunk| (number(chunk, 0), number(chunk, 4), number(chunk, 8)))
-            .collect();
+        let record = no_follow(&mut options).open(&path).at("open", &path)?;
+        let written = Written::read(&record).at("read", &path)?;
         Ok(Self { dir, _lock: lock, record: Mutex::new(record), filesystem, written })
     }
 
     /// Frame by frame: an earlier attempt may have taken other steps.
     pub(super) fn is_written(&self, task: &Task) -> bool {
-        let Task { file, piece, first_frame, end_frame } = *task;
-        (first_frame..end_frame).all(|frame| self.written.contains(&(file, piece, frame)))
+        let frames = (task.first_frame..task.end_frame).fold(0, |frames, it| frames | 1 << it);
+        let written = self.written.0.get(&(task.file, task.piece)).copied().unwrap_or(0);
+        written & frames == frames
     }
 
     /// Takes note of frames that were written.

@@ -57,11 +57,11 @@ pub fn assert_sound(repository: &Repository) -> CheckReport {
     report
 }
 
-/// Every file below a directory, sorted; none if it is not there.
+/// Every file below a directory, sorted.
 pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     let (mut found, mut pending) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap()) {
+        for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap()) {
             match entry.file_type().unwrap().is_dir() {
                 true => pending.push(entry.path()),
                 false => found.push(entry.path()),

@@ -12,13 +12,12 @@ mod scene;
 use std::process::Command;
 use std::time::Duration;
 
-use attacks::{Attack, Outcome};
+use self::attacks::{Attack, Outcome};
+use self::scene::Scene;
+use crate::content::{content, files_below};
 use esker_archive::{
     CheckOptions, Error, ErrorKind, Policy, PruneOptions, PushOptions, Repository, RestoreOptions,
 };
-use scene::Scene;
-
-use crate::content::{content, files_below};
 
 /// The bomb that a child is to run.
 const BOMB: &str = "ESKER_HOSTILE_BOMB";
@@ -169,11 +168,15 @@ fn reads(repository: &Repository, scene: &Scene, outcome: &Outcome) {
 /// Prunes and pushes: they end, and with what a push adds one has what was pushed.
 fn writes(repository: &Repository, scene: &Scene, outcome: &Outcome) {
     let options = PruneOptions::default().wait(Duration::ZERO);
-    let pieces = files_below(&scene.at("files")).len();
+    let pieces = || {
+        let dir = scene.at("files");
+        if dir.is_dir() { files_below(&dir).len() } else { 0 }
+    };
+    let before = pieces();
     match (repository.prune(&Policy::default().keep_last(1), options), outcome) {
         (Err(error), Outcome::Manifest(said)) => {
             tells(&error, kind_of(said), &["backups/", said], scene);
-            assert_eq!(files_below(&scene.at("files")).len(), pieces, "pieces are gone");
+            assert_eq!(pieces(), before, "pieces are gone");
         }
         (Err(error), Outcome::Lease(name)) => {
             let kinds = [ErrorKind::Corrupt, ErrorKind::Locked];
@@ -306,6 +309,24 @@ fn an_object_that_is_replaced_during_a_restore_is_refused() {
     let error = repository.restore(backup, scene.target(), options).unwrap_err();
     tells(&error, ErrorKind::Corrupt, &["{piece}", "does not match its check"], &scene);
     assert!(!scene.target().exists());
+}
+
+#[test]
+fn an_old_piece_of_a_newer_version_is_not_replaced() {
+    let scene = Scene::new(false);
+    // So that the push has to look for it.
+    std::fs::remove_file(scene.at(&scene.manifest)).unwrap();
+    let mut newer = scene.read_piece();
+    newer.version = 2;
+    scene.write_piece(&newer);
+    let path = scene.at(&scene.piece);
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 24 * 60 * 60);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    let repository = scene.open().unwrap();
+    let pushed = repository.push_directory(scene.checkpoint(), PushOptions::default());
+    let said = ["{piece}", "format version 2; this build reads up to 1"];
+    tells(&pushed.unwrap_err(), ErrorKind::FixInput, &said, &scene);
+    assert!(std::fs::read(path).unwrap() == newer.encode());
 }
 
 #[test]

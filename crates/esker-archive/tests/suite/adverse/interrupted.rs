@@ -12,7 +12,7 @@ use esker::Keyspace;
 use esker_archive::{Error, ErrorKind, RepositoryOptions, RestoreOptions, RestoreReport};
 
 use super::scene::Scene;
-use crate::content::{assert_exact, copy_tree, files_below};
+use crate::content::{assert_exact, copy_tree, files_below, names_in};
 use crate::objects::Kind;
 
 const MIB: u64 = 1 << 20;
@@ -39,12 +39,12 @@ fn kill(scene: &Scene, target: &str, at: u64, delta: bool) -> Result<RestoreRepo
     restored.map_err(|_| noted)
 }
 
-/// Kills a restore that has noted something, and at least that much.
-fn kill_behind(scene: &Scene, target: &str, bytes: u64) {
+/// Kills a restore that has noted something, and at least that much; how much.
+fn kill_behind(scene: &Scene, target: &str, bytes: u64) -> u64 {
     for at in 0.. {
         match kill(scene, target, at, false) {
             Ok(_) => panic!("it ended before it had noted {bytes} bytes"),
-            Err(noted) if noted >= bytes => return,
+            Err(noted) if noted >= bytes => return noted,
             Err(_) => {
                 if let Some(unfinished) = scene.unfinished(target) {
                     fs::remove_dir_all(unfinished).unwrap();
@@ -52,6 +52,7 @@ fn kill_behind(scene: &Scene, target: &str, bytes: u64) {
             }
         }
     }
+    unreachable!()
 }
 
 fn resume(scene: &Scene, target: &str, options: RestoreOptions) -> RestoreReport {
@@ -140,6 +141,67 @@ fn a_record_of_what_was_never_written_is_not_believed() {
     let report = resume(&scene, "lied to", options());
     assert!(report.fetched_bytes > 5 * MIB, "{report:?}");
     assert_eq!(report.resumed_bytes, 0, "{report:?}");
+}
+
+#[test]
+fn a_record_that_was_cut_off_costs_no_more_than_its_end() {
+    let scene = Scene::new(ENTRIES);
+    let mut noted = kill_behind(&scene, "target", 2 * MIB);
+    let record = scene.unfinished("target").unwrap().join(".esker-restore");
+    let mut record = fs::OpenOptions::new().append(true).open(record).unwrap();
+    // As a full disk leaves an entry.
+    record.write_all(b"short").unwrap();
+    // What comes behind it is understood by the attempt after that.
+    for at in 0.. {
+        let more = kill(&scene, "target", at, false).unwrap_err();
+        noted += more;
+        if more >= MIB {
+            break;
+        }
+    }
+    let report = resume(&scene, "target", options());
+    assert_eq!(report.resumed_bytes, noted, "{report:?}");
+}
+
+#[test]
+fn a_delta_goes_to_where_a_link_leads() {
+    let scene = Scene::new(ENTRIES);
+    let repository = scene.objects.repository();
+    fs::create_dir(scene.at("elsewhere")).unwrap();
+    repository.restore(scene.backups[0], scene.at("elsewhere/target"), options()).unwrap();
+    std::os::unix::fs::symlink("elsewhere/target", scene.at("link")).unwrap();
+    let restore = || {
+        let delta = options().delta(true);
+        repository.restore(scene.backups[1], scene.at("link"), delta)
+    };
+    let keyspace = Keyspace::open(scene.at("elsewhere/target")).unwrap();
+    let error = restore().unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    keyspace.close().unwrap();
+    let report = restore().unwrap();
+    assert!(report.reused_bytes > 2 * MIB, "{report:?}");
+    assert!(fs::symlink_metadata(scene.at("link")).unwrap().is_symlink());
+    assert_exact(&scene.at("elsewhere/target"), &scene.checkpoints[1]);
+    assert_eq!(names_in(&scene.at("elsewhere")), ["target"]);
+}
+
+#[test]
+fn what_an_interrupted_restore_wrote_and_a_delta_takes_elsewhere_counts_once() {
+    let scene = Scene::new(ENTRIES);
+    kill_behind(&scene, "target", 2 * MIB);
+    let repository = scene.objects.repository();
+    repository.restore(scene.backups[0], scene.at("other"), options()).unwrap();
+    fs::rename(scene.at("other"), scene.at("target")).unwrap();
+    let most = Arc::new(AtomicU64::new(0));
+    let reached = Arc::clone(&most);
+    let options = options().delta(true).progress(move |progress| {
+        assert!(progress.bytes_done <= progress.bytes_total, "{progress:?}");
+        reached.fetch_max(progress.bytes_done, Ordering::SeqCst);
+    });
+    let report = resume(&scene, "target", options);
+    assert_eq!(most.load(Ordering::SeqCst), report.raw_bytes);
+    assert!(report.reused_bytes > 2 * MIB, "{report:?}");
+    assert!(report.reused_bytes + report.resumed_bytes <= report.raw_bytes, "{report:?}");
 }
 
 /// What each file of a directory is: its inode and its bytes.

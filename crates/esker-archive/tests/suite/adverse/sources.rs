@@ -3,13 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use esker::{Keyspace, PartitionOptions};
-use esker_archive::{ErrorKind, PushOptions, Repository, RestoreOptions};
+use esker_archive::{ErrorKind, PushOptions, Repository, RepositoryOptions, RestoreOptions};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::scene::Scene;
 use crate::content::{assert_exact, copy_tree, noise, tables};
+use crate::objects::{Kind, Objects};
 
 const TABLES: usize = 300;
 const DESCRIPTORS: u64 = 128;
@@ -21,7 +24,7 @@ fn a_push_of_a_rotten_table_ends_before_the_manifest_and_names_it() {
     let scene = Scene::new(50);
     let checkpoint = scene.at("rotten");
     copy_tree(&scene.checkpoints[1], &checkpoint);
-    let objects = std::sync::Arc::new(object_store::memory::InMemory::new());
+    let objects = Arc::new(object_store::memory::InMemory::new());
     let repository = Repository::create_in(objects, "", Default::default()).unwrap();
     let tables = tables(&checkpoint);
     assert!(tables.len() >= 2, "{tables:?}");
@@ -66,6 +69,46 @@ fn a_checkpoint_that_lists_what_is_outside_of_it_is_refused_and_nothing_there_is
         assert!(error.to_string().contains(outside), "{error}");
         assert_eq!(scene.objects.below(""), before);
     }
+}
+
+#[test]
+fn a_table_that_changes_while_it_is_pushed_leaves_no_piece_of_what_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = Keyspace::open(dir.path().join("db")).unwrap();
+    let partition = keyspace.partition("p", Default::default()).unwrap();
+    partition.insert("more than a piece", noise(33 << 20)).unwrap();
+    keyspace.flush().unwrap();
+    let (checkpoint, objects) = (dir.path().join("checkpoint"), Arc::new(Objects::default()));
+    keyspace.backup_to(&checkpoint).unwrap();
+    objects.create();
+    let table =
+        tables(&checkpoint).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len());
+    let (table, sound) = (table.clone().unwrap(), fs::read(table.unwrap()).unwrap());
+    let (changed, flips) = (table.clone(), AtomicBool::new(true));
+    let hook = move |kind: Kind, at: &object_store::path::Path| {
+        // It was proved, and its first piece was read.
+        let is_first = kind == Kind::Head && at.as_ref().starts_with("files/");
+        if is_first && at.as_ref().ends_with("/0") && flips.swap(false, Ordering::SeqCst) {
+            let mut bytes = fs::read(&changed).unwrap();
+            let last = bytes.len() - 9;
+            bytes[last] ^= 1;
+            fs::write(&changed, bytes).unwrap();
+        }
+        Ok(())
+    };
+    let options = || PushOptions::default().workers(1);
+    let pushing = objects.met(RepositoryOptions::default(), Arc::new(hook));
+    let error = pushing.push_directory(&checkpoint, options()).unwrap_err();
+    assert!(error.to_string().contains(table.to_str().unwrap()), "{error}");
+    assert!(objects.below("backups").is_empty());
+    let seconds = objects.below("files").into_iter().filter(|name| name.ends_with("/1"));
+    assert_eq!(seconds.count(), 0, "it was sent");
+    fs::write(&table, sound).unwrap();
+    let repository = objects.repository();
+    repository.push_directory(&checkpoint, options()).unwrap();
+    let target = dir.path().join("restored");
+    repository.restore(repository.find(None).unwrap(), &target, Default::default()).unwrap();
+    assert_exact(&target, &checkpoint);
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::fs::File;
 
 use esker_archive::ErrorKind;
 
-use super::super::scene::{Scene, table};
 use super::manifests::{missing_piece, object, tree_of};
 use super::others::date;
 use super::{Attack, Outcome, attack};
+use crate::hostile::scene::{Scene, table};
 
 /// Small objects, or cheap ones, that ask for a lot of memory.
 pub fn bombs() -> Vec<Attack> {

@@ -5,8 +5,8 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use esker_archive::ErrorKind;
 
-use super::super::scene::Scene;
 use super::{Attack, Outcome, attack};
+use crate::hostile::scene::Scene;
 
 fn fifo(path: &std::path::Path) {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);

@@ -5,9 +5,9 @@ use std::fs;
 use esker_archive::ErrorKind;
 use serde_json::{Value, json};
 
-use super::super::forge::{Backup, edit_checkpoint, file, from_hex, set_inline};
-use super::super::scene::table;
 use super::{Attack, Outcome, attack};
+use crate::hostile::forge::{Backup, edit_checkpoint, file, from_hex, set_inline};
+use crate::hostile::scene::table;
 
 /// A change of the manifest's list, and what is said of it.
 fn list(name: &str, said: &'static str, change: impl Fn(&mut Value) + 'static) -> Attack {

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use esker_archive::ErrorKind;
 use serde_json::{Value, json};
 
-use super::super::scene::Scene;
 use super::{Attack, Outcome, attack};
+use crate::hostile::scene::Scene;
 
 pub(super) fn description(
     name: &str,

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use super::super::forge::{Frame, Piece};
 use super::manifests::add_to_piece;
 use super::{Attack, Outcome, attack};
+use crate::hostile::forge::{Frame, Piece};
 
 /// A change of the piece with three frames, behind which its check is made right.
 fn piece(name: &str, said: &'static str, change: impl Fn(&mut Piece) + 'static) -> Attack {

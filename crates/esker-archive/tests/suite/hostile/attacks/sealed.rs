@@ -4,10 +4,10 @@ use std::fs;
 
 use esker_archive::ErrorKind;
 
-use super::super::forge::{Backup, Frame};
-use super::super::scene::Scene;
 use super::others::description;
 use super::{Attack, Outcome, attack};
+use crate::hostile::forge::{Backup, Frame};
+use crate::hostile::scene::Scene;
 
 pub fn encrypted() -> Vec<Attack> {
     let sealed = |attack: Attack| Attack { encrypted: true, ..attack };
